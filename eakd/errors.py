@@ -1,0 +1,47 @@
+"""The errors a user can cause, each one line: the key or file, what was found, what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can put right. Entry points print it as one line, exit status 2."""
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    integer: bool = False,
+) -> None:
+    """Raise `UserError` unless ``value`` is a finite number inside the stated bounds."""
+    kind = "an integer" if integer else "a number"
+    bounds = [
+        f"{word} {bound:g}"
+        for word, bound in ((">", above), (">=", at_least), ("<=", at_most))
+        if bound is not None
+    ]
+    allowed = " ".join([kind, " and ".join(bounds)]).strip()
+    numeric = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+    if (
+        not numeric
+        or not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (at_least is not None and value < at_least)
+        or (at_most is not None and value > at_most)
+    ):
+        raise UserError(f"{name}: found {value!r}, allowed is {allowed}")
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise `UserError` unless ``value`` is one of ``allowed``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise UserError(
+            f"{name}: found {value!r}, allowed is one of {', '.join(map(str, allowed))}"
+        )
