@@ -1,7 +1,34 @@
-"""EA-KD: Entropy-based Adaptive Knowledge Distillation."""
+"""EA-KD: Entropy-based Adaptive Knowledge Distillation.
 
-from eakd.weighting import Weighting, ea_weight, entropy
+The weighting for a training loop of your own::
+
+    from eakd import ea_weight, entropy
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eakd.distillers.kd import kd_loss
+    from eakd.weighting import Weighting, ea_weight, entropy
 
 __version__ = "0.1.0"
 
-__all__ = ["Weighting", "__version__", "ea_weight", "entropy"]
+__all__ = ["Weighting", "__version__", "ea_weight", "entropy", "kd_loss"]
+
+_HOME = {
+    "Weighting": "eakd.weighting",
+    "ea_weight": "eakd.weighting",
+    "entropy": "eakd.weighting",
+    "kd_loss": "eakd.distillers.kd",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when something needs it, so that ``--help`` answers at once."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

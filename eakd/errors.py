@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterable
 
 
@@ -45,3 +46,21 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise UserError(
             f"{name}: found {value!r}, allowed is one of {', '.join(map(str, allowed))}"
         )
+
+
+class Diverged(RuntimeError):
+    """The loss became infinite or NaN."""
+
+
+class Interrupted(RuntimeError):
+    """A signal stopped a run after its state was saved.
+
+    Args:
+        number: the signal; the process exits with ``128 + number``.
+        checkpoint: where the state is.
+    """
+
+    def __init__(self, number: int, checkpoint: str):
+        name = signal.Signals(number).name
+        super().__init__(f"{name}: state saved to {checkpoint}; the same command continues the run")
+        self.exit_status = 128 + number

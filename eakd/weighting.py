@@ -41,8 +41,9 @@ def entropy(logits: Tensor, temperature: float = 3.0) -> Tensor:
     """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # entr(0) = 0, so one-hot predictions and huge logit gaps need no epsilon.
-    h = torch.special.entr(torch.softmax(logits / temperature, dim=-1)).sum(dim=-1)
+    # The shift keeps logits / τ′ from overflowing; entr(0) = 0, so one-hot needs no epsilon.
+    shifted = logits - logits.amax(dim=-1, keepdim=True)
+    h = torch.special.entr(torch.softmax(shifted / temperature, dim=-1)).sum(dim=-1)
     return h.clamp(max=math.log(logits.shape[-1]))
 
 

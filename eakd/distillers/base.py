@@ -56,6 +56,20 @@ class Terms(dict[str, Tensor]):
         self.entropy_logits = entropy_logits or {}
 
 
+class Total(NamedTuple):
+    """The loss of one step and what is worth measuring about it.
+
+    Attributes:
+        loss: scalar to differentiate.
+        weight: ``(N,)`` weight of the first per-sample term, or ``None`` without such a term.
+        distillation: ``(N,)`` sum of the weighted per-sample terms, detached, or ``None``.
+    """
+
+    loss: Tensor
+    weight: Tensor | None
+    distillation: Tensor | None
+
+
 class Distiller(nn.Module):
     """Base of every method: holds the student, the frozen teacher and the weighting.
 
@@ -109,14 +123,10 @@ class Distiller(nn.Module):
         """Values worth logging once an epoch, such as a learned temperature."""
         return {}
 
-    def total(self, terms: Terms) -> tuple[Tensor, Tensor | None]:
-        """Σ scalar terms + Σ mean(weight · per-sample term).
-
-        Returns the loss and the weight ``(N,)`` of the first per-sample term (``None`` without
-        one).
-        """
+    def total(self, terms: Terms) -> Total:
+        """Σ scalar terms + Σ mean(weight · per-sample term)."""
         weights: dict[tuple[int, int], Tensor] = {}
-        first, loss = None, 0.0
+        loss, weight, distillation = 0.0, None, None
         for name, term in terms.items():
             if term.dim() == 0:
                 loss = loss + term
@@ -125,6 +135,9 @@ class Distiller(nn.Module):
             key = (id(pair[0]), id(pair[1]))
             if key not in weights:
                 weights[key] = self.weighting(*pair)
-            first = weights[key] if first is None else first
-            loss = loss + (weights[key] * term).mean()
-        return loss, first
+            weight = weights[key] if weight is None else weight
+            weighted = weights[key] * term
+            loss = loss + weighted.mean()
+            weighted = weighted.detach()
+            distillation = weighted if distillation is None else distillation + weighted
+        return Total(loss, weight, distillation)

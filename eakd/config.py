@@ -1,0 +1,161 @@
+"""From command line to composed config: groups, run names and one-line errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from eakd.errors import Diverged, Interrupted, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+# Keys that change where or how fast a run is computed, not what it computes.
+UNIDENTIFYING = (
+    *("run_dir", "output_root", "checkpoint_root", "save_teacher", "tracking", "resume"),
+    *("progress", "device", "threads", "compile", "channels_last", "fold_batchnorm", "hydra"),
+)
+
+
+def register() -> None:
+    """Offer each ``configs/model/*.yaml`` as ``teacher=`` and ``student=``; define ``run_name``."""
+    store = ConfigStore.instance()
+    for path in sorted((CONFIGS / "model").glob("*.yaml")):
+        for role in ("teacher", "student"):
+            store.store(path.stem, OmegaConf.load(path), group=role, provider="configs/model")
+    OmegaConf.register_new_resolver(
+        "run_name", lambda *, _root_: run_name(_root_), replace=True, use_cache=False
+    )
+
+
+def plain(config: Any) -> Any:
+    """Resolved plain containers of a config node."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def identity(config: DictConfig) -> dict[str, Any]:
+    """The part of a config that decides a run's numbers, as plain containers.
+
+    Spellings of the same computation are made equal: ``distiller=ea_kd`` is ``distiller=kd
+    weighting=ea``, a run without a teacher depends on none, and where the data lies is no part.
+    """
+    kept = {str(key): plain(config[key]) for key in config if key not in UNIDENTIFYING}
+    kept["distiller"]["name"] = method_label(config)
+    if kept["distiller"]["name"] == "none":
+        kept.pop("teacher")
+    if kept["distiller"]["name"] == "none" or kept["weighting"]["kind"] == "uniform":
+        kept["weighting"] = "uniform"
+    for place in (kept["data"], kept["data"].get("load", {})):
+        for key in ("root", "cache_dir", "download"):
+            place.pop(key, None)
+    return kept
+
+
+def method_label(config: DictConfig) -> str:
+    """``kd``, ``ea_kd`` or ``kd+teacher``: the same for every spelling of the same method."""
+    base, kind = config.distiller.name.removeprefix("ea_"), config.weighting.kind
+    if base == "none" or kind == "uniform":
+        return base
+    return f"ea_{base}" if kind == "ea" else f"{base}+{kind}"
+
+
+def config_hash(config: DictConfig) -> str:
+    """Eight hex digits that identify what a run computes."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_name(config: DictConfig) -> str:
+    """``<data>/<teacher>-<student>/<method>/seed<seed>-<hash>``, the same for the same config."""
+    label = method_label(config)
+    pair = config.student.name
+    if label != "none":
+        pair = f"{config.teacher.name}-{pair}"
+    return f"{config.data.name}/{pair}/{label}/seed{config.seed}-{config_hash(config)}"
+
+
+def compose(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:
+    """Compose a config outside of `hydra.main`, for notebooks and tests."""
+    register()
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra.compose(config_name, overrides=overrides or [])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, config_name)) from error
+
+
+def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run ``task`` as a Hydra application.
+
+    A `UserError` becomes one line on standard error and exit status 2; in a sweep the other jobs
+    go on first.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
+    register()
+
+    def guarded(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except (UserError, Diverged) as error:
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                print(f"error: {error}", file=sys.stderr)
+            raise
+
+    guarded.__module__ = task.__module__
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_status)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error, config_name)}", file=sys.stderr)
+        sys.exit(2)
+    except Diverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    """Hydra creates the run directory before the config is checked; leave no trace of a refusal."""
+    for path in (directory, *directory.parents[:3]):
+        try:
+            path.rmdir()
+        except OSError:  # not empty, or gone
+            return
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """One line for a config error: the key, what was found, what is allowed."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, found = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"
+    text = " ".join(str(error).split())
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        parent, _, _ = unknown[1].rpartition(".")
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            known = hydra.compose(config_name)
+        node = OmegaConf.select(known, parent) if parent else known
+        if OmegaConf.is_dict(node):
+            return (
+                f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(map(str, node))}"
+            )
+    cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
+    return text + cause

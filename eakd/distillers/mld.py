@@ -1,0 +1,195 @@
+"""Multi-level logit distillation (Jin et al., 2023): samples, batch and classes, two views."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eakd.data.base import Batch
+from eakd.distillers.base import Progress, Terms
+from eakd.distillers.kd import kd_loss, log_probabilities
+from eakd.distillers.standardization import LogitDistiller
+from eakd.errors import UserError, check_choice, check_number
+from eakd.weighting import Weighting
+
+VARIANTS = ("published", "intended")
+
+# The "augmented" temperatures: the base one, then these (authors' code). In the published variant
+# the last two of the strong view's terms are computed from the weak view.
+EXTRA_TEMPERATURES = (3.0, 5.0, 2.0, 6.0)
+MIXED_UP = 2
+
+LogitPair = tuple[Tensor, Tensor]  # (student, teacher), each (N, C)
+
+
+def low_confidence(teacher_logits: Tensor, variant: str = "published") -> tuple[Tensor, Tensor]:
+    """Coefficients that favour the samples and the classes the teacher is least sure of.
+
+    The mask is 1 where the confidence (largest probability of a sample, summed probability of a
+    class) is not above its median. ``intended`` returns that mask. ``published`` returns its mean
+    everywhere: the released code averages each loss before multiplying it by the mask, which
+    leaves of the mask the factor "share of ones", about ½.
+
+    Args:
+        teacher_logits: ``(N, C)`` on the weak view.
+        variant: ``"published"`` or ``"intended"``.
+
+    Returns:
+        ``(N,)`` and ``(C,)``, without gradient and without device synchronisation.
+    """
+    probabilities = log_probabilities(teacher_logits.detach(), 1.0).exp()
+    coefficients = []
+    for confidence in (probabilities.amax(dim=-1), probabilities.sum(dim=0)):
+        # torch's median is the lower one; it selects exactly what the interpolated one does.
+        mask = (confidence <= confidence.median()).to(probabilities.dtype)
+        coefficients.append(mask if variant == "intended" else mask.mean().expand_as(mask))
+    return coefficients[0], coefficients[1]
+
+
+def instance_losses(
+    weak: LogitPair,
+    strong: LogitPair,
+    sample_coefficient: Tensor,
+    temperatures: Tensor,
+    variant: str = "published",
+) -> tuple[Tensor, Tensor]:
+    """The instance level: KL(τ) · τ² of each sample, summed over the temperatures.
+
+    Args:
+        weak, strong: logits of the two views.
+        sample_coefficient: ``(N,)`` from `low_confidence`; acts on the weak view only.
+        temperatures: ``(K,)`` on the logits' device.
+        variant: ``"published"`` adds the weak view's last two terms (τ of 2 and 6) a second time,
+            without coefficient, in place of the strong view's, as the released code does.
+
+    Returns:
+        Two tensors ``(N,)`` in nats, computed from weak and from strong logits: the weight of
+        either comes from the same logits.
+    """
+    taus = temperatures[:, None, None]
+    per_temperature = kd_loss(*weak, taus)  # (K, N)
+    from_weak = sample_coefficient * per_temperature.sum(dim=0)
+    if variant == "published":
+        from_weak = from_weak + per_temperature[-MIXED_UP:].sum(dim=0)
+        taus = taus[:-MIXED_UP]
+    return from_weak, kd_loss(*strong, taus).sum(dim=0)
+
+
+def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of the two Gram matrices of the rows, summed over each row.
+
+    Args:
+        student, teacher: probabilities ``(..., M, D)``. Rows are samples for the batch level and
+            classes for the class level.
+
+    Returns:
+        ``(..., M)``; its mean is the loss of that level.
+    """
+    # Half-precision products would lose the small differences.
+    with torch.autocast(student.device.type, enabled=False):
+        return (teacher @ teacher.mT - student @ student.mT).square().sum(dim=-1)
+
+
+def relation_losses(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    sample_coefficient: Tensor,
+    class_coefficient: Tensor,
+    temperatures: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The batch and the class level, summed over the temperatures.
+
+    Args:
+        student_logits, teacher_logits: ``(N, C)`` of the weak view. (The released code also
+            computes those of the strong view, and discards them.)
+        sample_coefficient, class_coefficient: ``(N,)`` and ``(C,)`` from `low_confidence`.
+        temperatures: ``(K,)`` on the logits' device.
+
+    Returns:
+        Two scalars, batch level and class level.
+    """
+    taus = temperatures[:, None, None]
+    student = log_probabilities(student_logits, taus).exp()  # (K, N, C)
+    teacher = log_probabilities(teacher_logits.detach(), taus).exp()
+    batch = sample_coefficient * relation_loss(student, teacher)
+    classes = class_coefficient * relation_loss(student.mT, teacher.mT)
+    return batch.mean(dim=-1).sum(), classes.mean(dim=-1).sum()
+
+
+class MLD(LogitDistiller):
+    """``ce_weight · (CE weak + CE strong) + kd_weight · (instance + batch + class)``.
+
+    The weight of EA-MLD multiplies the instance terms, as in the released code: the batch and the
+    class level compare whole batches and have no term of a single sample.
+
+    Args:
+        student, teacher, weighting: see `Distiller`.
+        temperature: base τ > 0; 3, 5, 2 and 6 are added to it.
+        ce_weight, kd_weight: coefficients ≥ 0.
+        variant: ``"published"``, what the released code of MLD and of all that build on it
+            computes and every published number rests on, or ``"intended"``, what it says it
+            computes. See `low_confidence` and `instance_losses`.
+        standardize, entropy_logits: see `LogitDistiller`; standardisation acts on the instance
+            level only, the released entropies are those of raw logits.
+
+    Raises:
+        UserError: a value outside its range; on call, a batch without a strong view.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        weighting: Weighting | None = None,
+        temperature: float = 4.0,
+        ce_weight: float = 0.1,
+        kd_weight: float = 0.9,
+        variant: str = "published",
+        standardize: bool = False,
+        entropy_logits: str = "raw",
+    ):
+        super().__init__(student, teacher, weighting, standardize, entropy_logits)
+        check_number("temperature", temperature, above=0)
+        check_number("ce_weight", ce_weight, at_least=0)
+        check_number("kd_weight", kd_weight, at_least=0)
+        check_choice("variant", variant, VARIANTS)
+        self.ce_weight = ce_weight
+        self.kd_weight = kd_weight
+        self.variant = variant
+        temperatures = torch.tensor([temperature, *EXTRA_TEMPERATURES])
+        self.register_buffer("temperatures", temperatures, persistent=False)
+
+    def forward(self, batch: Batch, progress: Progress) -> Terms:
+        if batch.strong is None:
+            raise UserError(
+                "recipe.strong_view: found none, MLD compares a weak and a strong view of each "
+                "image, allowed is recipe.strong_view=randaugment"
+            )
+        # The frozen teacher takes both views at once; the student one by one, because each view
+        # has its own batch statistics.
+        both = self.teach(torch.cat([batch.images, batch.strong])).logits
+        teacher_weak, teacher_strong = both.chunk(2)
+        student_weak = self.student(batch.images, features=False).logits
+        student_strong = self.student(batch.strong, features=False).logits
+
+        weak, weak_entropy = self.loss_and_entropy_logits(student_weak, teacher_weak)
+        strong, strong_entropy = self.loss_and_entropy_logits(student_strong, teacher_strong)
+        samples, classes = low_confidence(teacher_weak, self.variant)
+        instance_weak, instance_strong = instance_losses(
+            weak, strong, samples, self.temperatures, self.variant
+        )
+        batch_level, class_level = relation_losses(
+            student_weak, teacher_weak, samples, classes, self.temperatures
+        )
+        ce = F.cross_entropy(student_weak, batch.targets)
+        ce = ce + F.cross_entropy(student_strong, batch.targets)
+        losses = {
+            "ce": self.ce_weight * ce,
+            "instance_weak": self.kd_weight * instance_weak,
+            "instance_strong": self.kd_weight * instance_strong,
+            "batch": self.kd_weight * batch_level,
+            "class": self.kd_weight * class_level,
+        }
+        entropy_logits = {"instance_weak": weak_entropy, "instance_strong": strong_entropy}
+        return Terms(losses, student_weak, teacher_weak, entropy_logits)

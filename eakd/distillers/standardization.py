@@ -1,0 +1,65 @@
+"""Logit standardisation (Sun et al., 2024), and the base of the methods that compare logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from eakd.distillers.base import Distiller
+from eakd.errors import check_choice
+from eakd.weighting import Weighting
+
+
+def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
+    """Z-score of each row of logits over its classes.
+
+    After it, student and teacher agree when their logits have the same relations, whatever their
+    range. Source: Sun et al. (2024), Algorithm 1, with the released code's unbiased standard
+    deviation.
+
+    Args:
+        logits: ``(..., C)`` with ``C ≥ 2``; half precision is computed in float32.
+        eps: added to the standard deviation. Constant rows become zeros, with zero gradient.
+
+    Returns:
+        ``(..., C)``.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    std, mean = torch.std_mean(logits, dim=-1, keepdim=True)
+    return (logits - mean) / (std + eps)
+
+
+class LogitDistiller(Distiller):
+    """Base of the logit methods: decides which logits the divergence and the weight see.
+
+    Args:
+        student, teacher, weighting: see `Distiller`.
+        standardize: compare standardised logits (the cross-entropy always sees raw ones).
+        entropy_logits: with ``standardize``, the logits whose entropy gives the weight: ``"raw"``
+            or ``"standardized"``. Standardised logits all have nearly the same entropy at τ′ = 3,
+            so the second choice makes the weight almost a constant.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        weighting: Weighting | None,
+        standardize: bool,
+        entropy_logits: str,
+    ):
+        super().__init__(student, teacher, weighting)
+        check_choice("standardize", standardize, (False, True))
+        check_choice("entropy_logits", entropy_logits, ("raw", "standardized"))
+        self.standardize = standardize
+        self.entropy_logits = entropy_logits
+
+    def loss_and_entropy_logits(
+        self, student_logits: Tensor, teacher_logits: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The (student, teacher) logits for the divergence and those for the weight."""
+        raw = student_logits, teacher_logits
+        if not self.standardize:
+            return raw, raw
+        scored = standardize(student_logits), standardize(teacher_logits)
+        return scored, raw if self.entropy_logits == "raw" else scored

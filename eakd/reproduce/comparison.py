@@ -1,0 +1,177 @@
+"""Means, spreads and paired differences of finished runs, as a table and as curves."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eakd.errors import UserError
+from eakd.training.record import read_json, read_metrics
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method against the baseline, seed by seed.
+
+    Attributes:
+        mean: of the differences, in percentage points.
+        low, high: its 95 % confidence interval (Student's t).
+        p: two-sided paired t-test.
+        seeds: how many seeds both have.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method's accuracies over its seeds, in percent.
+
+    ``last`` and ``best`` hold one value per seed, in the order of ``seeds``. ``best`` is the
+    highest accuracy of any epoch on the split that chose it, and flatters when that is the test
+    split.
+    """
+
+    method: str
+    seeds: tuple[int, ...]
+    last: tuple[float, ...]
+    best: tuple[float, ...]
+    seconds: tuple[float, ...]
+    difference: Difference | None
+
+
+def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
+    """Summaries of the finished runs among ``directories``, each with its ``directory``."""
+    runs = []
+    for directory in sorted(set(directories)):
+        summary = read_json(directory / "summary.json")
+        if summary is not None:
+            runs.append({**summary, "directory": directory})
+    return runs
+
+
+def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
+    """Compare two ``{seed: accuracy}`` on the seeds they share; ``None`` below two."""
+    from scipy import stats
+
+    seeds = sorted(set(values) & set(baseline))
+    if len(seeds) < 2:
+        return None
+    differences = [values[seed] - baseline[seed] for seed in seeds]
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    if spread == 0:
+        return Difference(mean, mean, mean, 0.0 if mean else 1.0, len(seeds))
+    test = stats.ttest_1samp(differences, 0)
+    low, high = test.confidence_interval(0.95)
+    return Difference(mean, float(low), float(high), float(test.pvalue), len(seeds))
+
+
+def compare(
+    runs: list[dict[str, Any]], baseline: str = "kd", select: str = "last", by: str = "method"
+) -> list[Row]:
+    """One `Row` per method, in the order in which the runs name them.
+
+    Args:
+        runs: summaries of `read_runs`.
+        baseline: the method that differences are taken against.
+        select: ``"last"`` or ``"best"``, the accuracy that differences use.
+        by: the summary key that tells methods apart.
+
+    Raises:
+        UserError: two runs of one method share a seed, so that a mean would mix settings.
+    """
+    groups: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        if run["seed"] in groups[run[by]]:
+            other = groups[run[by]][run["seed"]]["directory"]
+            raise UserError(
+                f"runs: found two runs of {run[by]} with seed {run['seed']} ({other} and "
+                f"{run['directory']}), allowed is one; narrow the selection"
+            )
+        groups[run[by]][run["seed"]] = run
+
+    def accuracies(name: str) -> dict[int, float]:
+        return {seed: run[f"top1_{select}"] for seed, run in groups.get(name, {}).items()}
+
+    rows = []
+    for name, by_seed in groups.items():
+        ordered = [by_seed[seed] for seed in sorted(by_seed)]
+        against = None
+        if name != baseline:
+            against = paired_difference(accuracies(name), accuracies(baseline))
+        rows.append(
+            Row(
+                method=name,
+                seeds=tuple(sorted(by_seed)),
+                last=tuple(run["top1_last"] for run in ordered),
+                best=tuple(run["top1_best"] for run in ordered),
+                seconds=tuple(run["seconds"] for run in ordered),
+                difference=against,
+            )
+        )
+    return rows
+
+
+def spread(values: tuple[float, ...], digits: int = 2) -> str:
+    """``mean ± sample standard deviation``, or the single value."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def to_markdown(rows: list[Row], baseline: str = "kd", select: str = "last") -> str:
+    """The comparison as a Markdown table; every number says which accuracy it is."""
+    lines = [
+        "| method | seeds | last top-1 % | best top-1 % | seconds a run "
+        f"| {select} vs {baseline}, paired (95 % interval, p) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        text = "–"
+        if row.difference is not None:
+            d = row.difference
+            text = f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f}, p = {d.p:.3f})"
+        lines.append(
+            f"| {row.method} | {len(row.seeds)} | {spread(row.last)} | {spread(row.best)} "
+            f"| {spread(row.seconds, 1)} | {text} |"
+        )
+    return "\n".join(lines)
+
+
+def plot_curves(runs: list[dict[str, Any]], path: Path, by: str = "method") -> None:
+    """Test accuracy over epochs: the mean of each method's seeds and the band they span."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    curves = defaultdict(list)
+    for run in runs:
+        lines = read_metrics(run["directory"])
+        curves[run[by]].append([line["test_top1"] for line in lines])
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    for name, values in curves.items():
+        shortest = min(map(len, values))
+        stacked = np.array([curve[:shortest] for curve in values])
+        epochs = np.arange(1, shortest + 1)
+        (line,) = axes.plot(epochs, stacked.mean(axis=0), label=f"{name} (n = {len(values)})")
+        axes.fill_between(
+            epochs, stacked.min(axis=0), stacked.max(axis=0), alpha=0.15, color=line.get_color()
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test top-1 accuracy (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

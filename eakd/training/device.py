@@ -1,0 +1,99 @@
+"""Where and in which precision to compute."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from eakd.errors import UserError, check_choice
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    """Emulated bfloat16 is slower than float32, so only hardware that has it gets it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    return False
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and a precision.
+
+    Args:
+        device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device string.
+        precision: ``"auto"`` (bf16 where the hardware has it), ``"bf16"`` or ``"float32"``.
+        compile: run `torch.compile` on student and teacher.
+        channels_last: keep images and convolution weights in NHWC memory.
+        threads: CPU threads, ``None`` for torch's default.
+    """
+
+    device: torch.device
+    precision: str
+    compile: bool
+    channels_last: bool
+
+    @classmethod
+    def create(
+        cls,
+        device: str = "auto",
+        precision: str = "auto",
+        compile: bool = False,
+        channels_last: bool = True,
+        threads: int | None = None,
+    ) -> Compute:
+        check_choice("precision", precision, ("auto", "bf16", "float32"))
+        check_choice("compile", compile, (True, False))
+        check_choice("channels_last", channels_last, (True, False))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            mps = torch.backends.mps.is_available()
+            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"device: found {device!r}, allowed is auto, cpu or a present accelerator ({reason})"
+            ) from error
+        if precision == "auto":
+            precision = "bf16" if _has_native_bfloat16(chosen) else "float32"
+        return cls(chosen, precision, compile, channels_last)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context in which models run."""
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Move ``module`` to the device, in the right memory format, compiled if asked for."""
+        module = module.to(self.device)
+        if self.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        if self.compile:
+            module.compile()  # in place: state-dict names stay the public zoo's
+        return module
+
+    def peak_memory(self) -> int:
+        """Bytes: allocated on the accelerator, or resident in the process on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        try:
+            import resource
+        except ImportError:  # not on Windows
+            return 0
+        import sys
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return usage if sys.platform == "darwin" else usage * 1024

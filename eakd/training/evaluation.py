@@ -1,0 +1,36 @@
+"""Accuracy of a model over a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from eakd.data.base import Batch
+from eakd.training.device import Compute
+
+
+def correct(logits: Tensor, targets: Tensor, k: int) -> Tensor:
+    """Number of samples whose target is among the ``k`` largest of ``(N, C)`` logits."""
+    if k == 1:
+        return (logits.argmax(dim=-1) == targets).sum()
+    top = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
+    return (top == targets[:, None]).any(dim=-1).sum()
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> dict[str, float]:
+    """Top-1 and top-5 accuracy in percent, in eval mode; the model's mode is put back."""
+    training = model.training
+    model.eval()
+    counts = torch.zeros(2, device=compute.device)
+    samples = 0
+    for batch in batches:
+        with compute.autocast():
+            logits = model(batch.images, features=False).logits
+        counts += torch.stack([correct(logits, batch.targets, k) for k in (1, 5)])
+        samples += len(batch.targets)
+    model.train(training)
+    top1, top5 = (100 * counts / samples).tolist()
+    return {"top1": top1, "top5": top5}

@@ -1,0 +1,296 @@
+"""The training loop: one for every method, for teachers and for baselines."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from eakd.data import Pipeline
+from eakd.data.base import Batch
+from eakd.distillers.base import Distiller, Progress, Terms, Total
+from eakd.errors import Diverged, Interrupted
+from eakd.models.zoo import save_weights
+from eakd.training.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from eakd.training.device import Compute
+from eakd.training.evaluation import correct, evaluate
+from eakd.training.record import RunRecord
+from eakd.training.schedule import Recipe
+from eakd.training.tracking import NoTracking
+from eakd.weighting import entropy
+
+log = logging.getLogger(__name__)
+
+READ_EVERY = 25  # steps between two looks at the device's meters
+
+
+class Meters:
+    """Sums over one epoch, kept on the device so that no step waits for a number.
+
+    Args:
+        device: where the terms are.
+        samples: size of the training set, for the per-sample buffers.
+    """
+
+    def __init__(self, device: torch.device, samples: int):
+        self.names: list[str] = []
+        self.sums: Tensor | None = None
+        self.seen = 0
+        self.first_bad = torch.full((), -1, device=device)
+        # Teacher entropy and weighted distillation loss of each sample; NaN marks "not seen".
+        self.samples = torch.full((2, samples), torch.nan, device=device)
+
+    @torch.no_grad()
+    def update(self, step: int, batch: Batch, terms: Terms, total: Total) -> None:
+        values = {"loss": total.loss} | {f"loss_{k}": v.mean() for k, v in terms.items()}
+        values["top1"] = 100 * correct(terms.student_logits, batch.targets, 1) / len(batch.targets)
+        if total.weight is not None:
+            values["weight"] = total.weight.mean()
+            values["weight_square"] = total.weight.square().mean()
+            self.samples[0, batch.index] = entropy(terms.teacher_logits).float()
+            self.samples[1, batch.index] = total.distillation.float()
+        self.names = list(values)
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        bad = (self.first_bad < 0) & ~stacked.isfinite().all()
+        self.first_bad = torch.where(bad, step, self.first_bad)
+        scaled = len(batch.targets) * stacked
+        self.sums = scaled if self.sums is None else self.sums + scaled
+        self.seen += len(batch.targets)
+
+    def read(self) -> dict[str, float]:
+        """Means so far; waits for the device."""
+        return dict(zip(self.names, (self.sums / self.seen).tolist(), strict=True))
+
+    def check_finite(self, epoch: int, record: RunRecord) -> None:
+        step = int(self.first_bad)
+        if step < 0:
+            return
+        means = self.read()
+        terms = [n[5:] for n in means if n.startswith("loss_") and not _finite(means[n])]
+        good = record.directory / LAST
+        where = good if good.exists() else "none yet"
+        raise Diverged(
+            f"loss: found a non-finite value in epoch {epoch}, batch {step} "
+            f"(term {', '.join(terms) or 'total'}); last good checkpoint: {where}"
+        )
+
+    def summary(self) -> dict[str, float]:
+        """The epoch's line: losses, accuracy, and how the weight was spread.
+
+        ``share_low_entropy`` and ``share_high_entropy`` are the fractions of the distillation
+        loss that fell on the tenth of the samples with the lowest and the highest teacher entropy.
+        """
+        means = self.read()
+        line = {f"train_{k}": v for k, v in means.items() if not k.startswith("weight")}
+        if "weight" in means:
+            variance = max(means["weight_square"] - means["weight"] ** 2, 0.0)
+            line |= {"weight_mean": means["weight"], "weight_std": variance**0.5}
+            seen = self.samples[:, ~self.samples[0].isnan()]
+            losses = seen[1, seen[0].argsort()]
+            tenth, whole = max(len(losses) // 10, 1), losses.sum()
+            shares = torch.stack([losses[:tenth].sum(), losses[-tenth:].sum()]) / whole
+            low, high = shares.tolist()
+            line |= {"share_low_entropy": low, "share_high_entropy": high}
+        return line
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.samples.device
+        for name, value in state.items():
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
+
+
+def _finite(value: float) -> bool:
+    return abs(value) != float("inf") and value == value
+
+
+def fit(
+    distiller: Distiller,
+    data: Pipeline,
+    recipe: Recipe,
+    compute: Compute,
+    record: RunRecord,
+    *,
+    seed: int = 0,
+    tracker: NoTracking | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Train ``distiller.student`` and leave metrics, checkpoints and weights in the run directory.
+
+    Continues from the directory's checkpoint if there is one. On a CPU, stopping anywhere and
+    continuing gives bit for bit the weights of an uninterrupted run.
+
+    Args:
+        distiller: already on the device.
+        progress: show progress bars; by default where the output is a terminal.
+
+    Returns:
+        Accuracies in percent: ``top1_last``, ``top1_best``, ``top1_best_epoch``, ``top5_last``,
+        ``top5_best`` on the test split, ``selection`` (the split that chose the best epoch),
+        and ``train_seconds``, ``samples_per_second``.
+
+    Raises:
+        Diverged: a non-finite loss. Interrupted: SIGTERM or SIGINT, after saving.
+    """
+    tracker = tracker or NoTracking()
+    # RNG state of layers like dropout; data and methods derive theirs from (seed, epoch, step).
+    torch.manual_seed(seed)
+    optimizer = torch.optim.SGD(
+        distiller.trainable_parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=compute.device.type in ("cuda", "cpu"),
+    )
+    meters = Meters(compute.device, data.train_size)
+    done, start, best, seconds = 0, 0, None, 0.0  # epochs done, steps done in the next one
+
+    state = load_checkpoint(record.directory)
+    if state is not None:
+        distiller.load_state_dict(state["distiller"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, start, best, seconds = (state[k] for k in ("epoch", "step", "best", "seconds"))
+        if start:
+            meters.load_state_dict(state["meters"])
+        _set_random_state(state["random"])
+        log.info("continuing after epoch %d, step %d", done, start)
+    record.keep_metrics(done)
+
+    def save(epoch: int, step: int) -> str:
+        state = {
+            "distiller": distiller.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": epoch,
+            "step": step,
+            "best": best,
+            "seconds": seconds,
+            "meters": meters.state_dict() if step else None,
+            "random": _random_state(),
+        }
+        return str(save_checkpoint(record.directory, state))
+
+    distiller.train()
+    selection = "val" if data.has_split("val") else "test"
+    with _signals() as received:
+        for epoch in range(done + 1, recipe.epochs + 1):
+            began = time.perf_counter()
+            bar = tqdm(
+                data.epoch(epoch, start),
+                total=data.steps_per_epoch,
+                initial=start,
+                desc=f"epoch {epoch}/{recipe.epochs}",
+                leave=False,
+                disable=not (sys.stderr.isatty() if progress is None else progress),
+            )
+            for step, batch in enumerate(bar, start):
+                elapsed = epoch - 1 + step / data.steps_per_epoch
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate(elapsed)
+                with compute.autocast():
+                    terms = distiller(batch, Progress(seed, epoch, step))
+                    total = distiller.total(terms)
+                total.loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                meters.update(step, batch, terms, total)
+                if (step + 1) % READ_EVERY == 0:
+                    means = meters.read()
+                    bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
+                    meters.check_finite(epoch, record)
+                if received and step + 1 < data.steps_per_epoch:
+                    meters.check_finite(epoch, record)
+                    seconds += time.perf_counter() - began
+                    raise Interrupted(received[0], save(epoch - 1, step + 1))
+            meters.check_finite(epoch, record)
+            line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **meters.summary()}
+            train_seconds = time.perf_counter() - began
+            seconds += train_seconds
+            line["train_seconds"] = train_seconds
+            line["samples_per_second"] = (data.train_size - start * data.batch_size) / train_seconds
+            for split in ("val", "test"):
+                if data.has_split(split):
+                    result = evaluate(distiller.inference_model, data.evaluation(split), compute)
+                    line |= {f"{split}_{name}": value for name, value in result.items()}
+            line |= distiller.scalars()
+            if best is None or line[f"{selection}_top1"] > best[f"{selection}_top1"]:
+                best = {k: line[k] for k in line if k == "epoch" or k.startswith(("val_", "test_"))}
+                _export(distiller, record, "best", best)
+            record.append_metrics(line)
+            tracker.log(line)
+            log.info(
+                "epoch %d/%d: loss %.4f, train %.2f %%, test %.2f %%, %.0f samples/s",
+                *(epoch, recipe.epochs, line["train_loss"], line["train_top1"]),
+                *(line["test_top1"], line["samples_per_second"]),
+            )
+            start, meters = 0, Meters(compute.device, data.train_size)
+            checkpoint = save(epoch, 0)
+            if received and epoch < recipe.epochs:
+                raise Interrupted(received[0], checkpoint)
+
+    history = record.metrics()
+    last = history[-1]
+    _export(distiller, record, "last", last)
+    (record.directory / PREVIOUS).unlink(missing_ok=True)
+    return {
+        "selection": selection,
+        "top1_last": last["test_top1"],
+        "top1_best": best["test_top1"],
+        "top1_best_epoch": best["epoch"],
+        "top5_last": last["test_top5"],
+        "top5_best": best["test_top5"],
+        **({"val_top1_best": best["val_top1"]} if selection == "val" else {}),
+        "train_seconds": seconds,
+        "samples_per_second": recipe.epochs * data.train_size / seconds,
+    }
+
+
+def _export(distiller: Distiller, record: RunRecord, name: str, line: dict[str, Any]) -> None:
+    """The plain student as safetensors, with the accuracy it was measured at."""
+    metadata = {k: str(v) for k, v in line.items() if k == "epoch" or k.endswith(("top1", "top5"))}
+    path = record.directory / f"{name}.safetensors"
+    save_weights(distiller.inference_model, path, metadata)
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying; a second SIGINT stops at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        log.warning("%s: saving after this step", signal.Signals(number).name)
+
+    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,180 @@
+"""A run's directory: what was asked, what came out, and whether it is finished.
+
+Local files are the truth; experiment trackers only mirror them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from eakd.errors import UserError
+from eakd.files import write_atomically, write_json
+from eakd.training.checkpoint import LAST, PREVIOUS
+
+
+def read_json(path: Path) -> Any | None:
+    """The parsed file, or ``None`` if it is missing or was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's ``metrics.jsonl``."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    parsed = []
+    for line in lines:
+        try:
+            parsed.append(json.loads(line))
+        except ValueError:  # the line being written when the process was killed
+            continue
+    return parsed
+
+
+def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two nested dictionaries."""
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return [] if found == wanted else [f"{prefix} (found {found!r}, wanted {wanted!r})"]
+    lines = []
+    for key in sorted({*found, *wanted}):
+        name = f"{prefix}.{key}" if prefix else key
+        lines += differences(found.get(key), wanted.get(key), name)
+    return lines
+
+
+class RunRecord:
+    """The files of one run.
+
+    ``config.json`` (what identifies the run), ``environment.json``, ``status.json``,
+    ``metrics.jsonl`` (one line an epoch), ``summary.json`` (only when finished), checkpoints and
+    weights.
+
+    Args:
+        directory: created by `begin`.
+        config: the plain nested dictionary that identifies the run.
+
+    Raises:
+        UserError: the directory already holds a run with another config.
+    """
+
+    def __init__(self, directory: Path | str, config: dict[str, Any]):
+        self.directory = Path(directory)
+        self.config = config
+        existing = read_json(self.directory / "config.json")
+        if existing is not None and existing != self.config:
+            changed = ", ".join(differences(existing, self.config)[:3])
+            raise UserError(
+                f"run_dir: {self.directory} holds a run with another config: {changed}; "
+                "allowed is an empty directory or the same config"
+            )
+        if existing is None:
+            occupied = [
+                n for n in ("metrics.jsonl", "summary.json") if (self.directory / n).exists()
+            ]
+            if occupied:
+                raise UserError(
+                    f"run_dir: {self.directory} holds {occupied[0]} but no readable config.json; "
+                    "allowed is an empty directory or the same config"
+                )
+
+    def begin(self, fresh: bool = False) -> None:
+        """Create the directory; ``fresh`` removes what an earlier run with this config left."""
+        if fresh:
+            for name in ("summary.json", "metrics.jsonl", LAST, PREVIOUS):
+                (self.directory / name).unlink(missing_ok=True)
+        write_json(self.directory / "config.json", self.config)
+        self.set_status("running")
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The finished run's summary, or ``None``."""
+        return read_json(self.directory / "summary.json")
+
+    def set_status(self, state: str, **details: Any) -> None:
+        """Record ``running``, ``interrupted``, ``failed``, ``diverged`` or ``finished``."""
+        write_json(self.directory / "status.json", {"state": state, "time": _now(), **details})
+
+    def write_environment(self, **details: Any) -> None:
+        write_json(self.directory / "environment.json", {**environment(), **details})
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.directory / "summary.json", summary)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.directory)
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the lines of epochs that will run again after a restart from epoch ``epochs``."""
+        kept = [line for line in self.metrics() if line["epoch"] <= epochs]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(
+            self.directory / "metrics.jsonl", lambda temporary: temporary.write_text(text)
+        )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, machine kind and git commit."""
+    import torch
+
+    packages = ("torch", "torchvision", "timm", "hydra-core", "numpy", "safetensors")
+    return {
+        "eakd": metadata.version("eakd") if _installed("eakd") else None,
+        "python": sys.version.split()[0],
+        **{name: metadata.version(name) for name in packages if _installed(name)},
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        **git_state(),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of this source tree and whether it has uncommitted changes."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            return subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    if not (root / ".git").exists():
+        return {"commit": None, "modified": None}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "modified": None if status is None else bool(status),
+    }

@@ -1,0 +1,208 @@
+"""One run from its composed config: build everything, train, leave a record."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from eakd.config import ROOT, config_hash, identity, method_label, plain
+from eakd.data import Pipeline
+from eakd.errors import Diverged, Interrupted, UserError, check_number
+from eakd.files import write_atomically
+from eakd.models.zoo import load_weights
+from eakd.training.device import Compute
+from eakd.training.evaluation import evaluate
+from eakd.training.loop import fit
+from eakd.training.record import RunRecord, environment
+from eakd.training.teacher import find_checkpoint, load_teacher, manifest_entry
+
+log = logging.getLogger(__name__)
+
+
+def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extra: Any) -> Any:
+    """Instantiate a config node; a `UserError` of its constructor names the full config key."""
+    arguments = {k: v for k, v in plain(node).items() if k not in leave_out}
+    target = get_object(arguments.pop("_target_"))
+    try:
+        return target(**arguments, **extra)
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from error
+
+
+def build_data(config: DictConfig, seed: int, batch_size: int, compute: Compute) -> Pipeline:
+    """The data set and its device pipeline from ``config.data``."""
+    data = build(config.data.load, "data")
+    expected = config.data.num_classes
+    if expected is not None and expected != data.num_classes:
+        raise UserError(
+            f"data.num_classes: found {expected}, allowed is {data.num_classes}, "
+            f"the number of classes of {config.data.name}"
+        )
+    keys = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
+    options = {key: plain(config.data[key]) for key in keys}
+    try:
+        return Pipeline(data, batch_size=batch_size, device=compute.device, seed=seed, **options)
+    except UserError as error:
+        raise UserError(f"data.{error}") from error
+
+
+def build_model(node: DictConfig, role: str, num_classes: int) -> Any:
+    """The network of ``config.student`` or ``config.teacher``."""
+    return build(node, role, leave_out=("name", "checkpoint"), num_classes=num_classes)
+
+
+def write_hydra_files(directory: Path, config: DictConfig) -> None:
+    """``.hydra/``: the composed config, the overrides and Hydra's own settings."""
+    files = {"config.yaml": config}
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": hydra}
+    for name, node in files.items():
+        text = OmegaConf.to_yaml(node)
+        write_atomically(directory / ".hydra" / name, lambda path, text=text: path.write_text(text))
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Train what ``config`` describes, or return the summary if that is already done.
+
+    Raises:
+        UserError: a wrong value, named; nothing has been written then.
+        Diverged, Interrupted: see `fit`.
+    """
+    check_number("seed", config.seed, at_least=0, integer=True)
+    record = RunRecord(config.run_dir, identity(config))
+    if config.resume and record.summary is not None:
+        log.info("finished before: %s", record.directory)
+        return record.summary
+    began = time.perf_counter()
+
+    # Everything that can be wrong is built before anything is written.
+    recipe = build(config.recipe, "recipe")
+    weighting = build(config.weighting, "weighting")
+    tracker = build(config.tracking, "tracking")
+    compute = Compute.create(
+        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
+    )
+    data = build_data(config, config.seed, recipe.batch_size, compute)
+    torch.manual_seed(config.seed)
+    student = compute.place(build_model(config.student, "student", data.num_classes))
+    label = method_label(config)
+    teacher, teacher_accuracy = None, {}
+    if label != "none":
+        teacher, teacher_accuracy = build_teacher(config, data, compute)
+    distiller = build(
+        config.distiller,
+        "distiller",
+        leave_out=("name",),
+        student=student,
+        teacher=teacher,
+        weighting=weighting,
+    ).to(compute.device)
+
+    record.begin(fresh=not config.resume)
+    write_hydra_files(record.directory, config)
+    record.write_environment(device=str(compute.device), precision=compute.precision)
+    names = {
+        "data": config.data.name,
+        "teacher": None if teacher is None else config.teacher.name,
+        "student": config.student.name,
+        "method": label,
+        "weighting": config.weighting.kind,
+        "seed": config.seed,
+    }
+    pair = "-".join(name for name in (names["teacher"], names["student"]) if name)
+    tracker.start(
+        record.directory,
+        record.config,
+        name=f"{label} {pair} seed {config.seed}",
+        group=f"{names['data']} {pair}",
+    )
+    summary = None
+    try:
+        result = fit(
+            distiller,
+            data,
+            recipe,
+            compute,
+            record,
+            seed=config.seed,
+            tracker=tracker,
+            progress=config.progress,
+        )
+        summary = {
+            **names,
+            "recipe": recipe.name,
+            "epochs": recipe.epochs,
+            **result,
+            **{f"teacher_{name}": value for name, value in teacher_accuracy.items()},
+            "parameters": sum(p.numel() for p in student.parameters()),
+            "seconds": time.perf_counter() - began,
+            "peak_memory_bytes": compute.peak_memory(),
+            "config_hash": config_hash(config),
+            "data_fingerprint": data.fingerprint,
+            "device": str(compute.device),
+            "precision": compute.precision,
+            "environment": environment(),
+        }
+        record.write_summary(summary)
+        record.set_status("finished")
+    except Interrupted:
+        record.set_status("interrupted")
+        raise
+    except Exception as error:
+        state = "diverged" if isinstance(error, Diverged) else "failed"
+        record.set_status(state, error=str(error))
+        raise
+    finally:
+        tracker.finish(summary)
+    if config.save_teacher:
+        target = Path(config.checkpoint_root) / names["data"] / f"{names['student']}.safetensors"
+        source = record.directory / "last.safetensors"
+        write_atomically(target, lambda path: shutil.copyfile(source, path))
+        log.info("saved %s", target)
+    log.info(
+        "%s: last %.2f %%, best %.2f %% (epoch %d, chosen on %s) in %s",
+        *(label, summary["top1_last"], summary["top1_best"], summary["top1_best_epoch"]),
+        *(summary["selection"], record.directory),
+    )
+    return summary
+
+
+def build_teacher(
+    config: DictConfig, data: Pipeline, compute: Compute
+) -> tuple[Any, dict[str, float]]:
+    """The trained teacher of ``config.teacher`` and its test accuracy."""
+    root = Path(config.checkpoint_root)
+    name = config.teacher.name
+    entry = manifest_entry(ROOT / "checkpoints" / "manifest.yaml", config.data.name, name)
+    path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry)
+    model = build_model(config.teacher, "teacher", data.num_classes)
+    # The published accuracy belongs to the published file, not to one the user names.
+    expected = entry.get("top1") if path.suffix == ".pth" and path.parent.parent == root else None
+    return load_teacher(
+        model, path, data, compute, config.fold_batchnorm, expected, cache=root / "evaluations"
+    )
+
+
+def evaluate_checkpoint(config: DictConfig) -> dict[str, float]:
+    """Test accuracy of ``config.checkpoint``; printed, and returned in percent."""
+    compute = Compute.create(
+        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
+    )
+    data = build_data(config, seed=0, batch_size=config.batch_size, compute=compute)
+    model = build_model(config.model, "model", data.num_classes)
+    root, name = Path(config.checkpoint_root), config.model.name
+    entry = manifest_entry(ROOT / "checkpoints" / "manifest.yaml", config.data.name, name)
+    path = find_checkpoint(config.checkpoint, config.data.name, name, root, entry)
+    load_weights(model, path)
+    result = evaluate(compute.place(model), data.evaluation("test"), compute)
+    print(f"{path}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {data.name} test")
+    return result
