@@ -14,7 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -147,15 +147,23 @@ def explain(error: Exception, config_name: str) -> str:
         group, _, found = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"
     text = " ".join(str(error).split())
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        parent, _, _ = unknown[1].rpartition(".")
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            known = hydra.compose(config_name)
-        node = OmegaConf.select(known, parent) if parent else known
-        if OmegaConf.is_dict(node):
-            return (
-                f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(map(str, node))}"
-            )
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {text}"
+    unknown = re.search(r"Could not override '([^'@]+)'", text)
+    allowed = _siblings(unknown[1], config_name) if unknown else []
+    if allowed:
+        return f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(allowed)}"
     cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
     return text + cause
+
+
+def _siblings(key: str, config_name: str) -> list[str]:
+    """The keys beside ``key`` in the default config."""
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            known = hydra.compose(config_name)
+    except (HydraException, OmegaConfBaseException):
+        return []
+    parent, _, _ = key.rpartition(".")
+    node = OmegaConf.select(known, parent) if parent else known
+    return [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []

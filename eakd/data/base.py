@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,3 +50,12 @@ class Batch(NamedTuple):
     targets: Tensor
     index: Tensor
     strong: Tensor | None = None
+
+
+def fingerprint(classes: tuple[str, ...], *arrays: np.ndarray) -> str:
+    """SHA-256 of class names and arrays (dtype, shape and content), in hex."""
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,6 +1,22 @@
 """Distillation methods, one file each."""
 
 from eakd.distillers.base import Distiller, Progress, Terms, Total
+from eakd.distillers.ctkd import CTKD
+from eakd.distillers.dkd import DKD
 from eakd.distillers.kd import KD, CrossEntropy, kd_loss
+from eakd.distillers.mld import MLD
+from eakd.distillers.standardization import standardize
 
-__all__ = ["KD", "CrossEntropy", "Distiller", "Progress", "Terms", "Total", "kd_loss"]
+__all__ = [
+    "CTKD",
+    "DKD",
+    "KD",
+    "MLD",
+    "CrossEntropy",
+    "Distiller",
+    "Progress",
+    "Terms",
+    "Total",
+    "kd_loss",
+    "standardize",
+]

@@ -84,6 +84,7 @@ class Distiller(nn.Module):
     """
 
     needs_teacher = True
+    needs_strong_view = False
 
     def __init__(
         self,

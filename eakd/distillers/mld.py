@@ -137,6 +137,8 @@ class MLD(LogitDistiller):
         UserError: a value outside its range; on call, a batch without a strong view.
     """
 
+    needs_strong_view = True
+
     def __init__(
         self,
         student: nn.Module,
@@ -163,8 +165,8 @@ class MLD(LogitDistiller):
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         if batch.strong is None:
             raise UserError(
-                "recipe.strong_view: found none, MLD compares a weak and a strong view of each "
-                "image, allowed is recipe.strong_view=randaugment"
+                "recipe.strong_view: found null, allowed is randaugment: MLD compares a weak and a "
+                "strong view of each image (recipe.strong_view=randaugment)"
             )
         # The frozen teacher takes both views at once; the student one by one, because each view
         # has its own batch statistics.

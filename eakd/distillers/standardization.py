@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eakd.distillers.base import Distiller
-from eakd.errors import check_choice
+from eakd.errors import UserError, check_choice
 from eakd.weighting import Weighting
 
 
@@ -57,7 +57,16 @@ class LogitDistiller(Distiller):
     def loss_and_entropy_logits(
         self, student_logits: Tensor, teacher_logits: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """The (student, teacher) logits for the divergence and those for the weight."""
+        """The (student, teacher) logits for the divergence and those for the weight.
+
+        Raises:
+            UserError: student and teacher know different numbers of classes.
+        """
+        if student_logits.shape != teacher_logits.shape:
+            raise UserError(
+                f"teacher: found {teacher_logits.shape[-1]} classes, allowed is "
+                f"{student_logits.shape[-1]}, the number of the student's"
+            )
         raw = student_logits, teacher_logits
         if not self.standardize:
             return raw, raw

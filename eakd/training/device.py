@@ -60,7 +60,7 @@ class Compute:
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"device: found {device!r}, allowed is auto, cpu or a present accelerator ({reason})"
+                f"device: found {device!r}, allowed is auto, cpu or an accelerator here ({reason})"
             ) from error
         if precision == "auto":
             precision = "bf16" if _has_native_bfloat16(chosen) else "float32"

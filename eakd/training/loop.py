@@ -38,7 +38,7 @@ class Meters:
 
     Args:
         device: where the terms are.
-        samples: size of the training set, for the per-sample buffers.
+        samples: size of the data set's training part, for the per-sample buffers.
     """
 
     def __init__(self, device: torch.device, samples: int):
@@ -115,6 +115,54 @@ def _finite(value: float) -> bool:
     return abs(value) != float("inf") and value == value
 
 
+def make_optimizer(distiller: Distiller, recipe: Recipe, compute: Compute) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        distiller.trainable_parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+        fused=compute.device.type in ("cuda", "cpu"),
+    )
+
+
+def train_epoch(
+    distiller: Distiller,
+    data: Pipeline,
+    recipe: Recipe,
+    compute: Compute,
+    optimizer: torch.optim.SGD,
+    meters: Meters,
+    progress: Progress,
+    show_bar: bool = False,
+) -> Iterator[int]:
+    """Train from ``progress`` to the end of its epoch; yields the number of steps done."""
+    steps = data.steps_per_epoch
+    bar = tqdm(
+        data.epoch(progress.epoch, progress.step),
+        total=steps,
+        initial=progress.step,
+        desc=f"epoch {progress.epoch}/{recipe.epochs}",
+        leave=False,
+        disable=not show_bar,
+    )
+    for step, batch in enumerate(bar, progress.step):
+        lr = recipe.learning_rate(progress.epoch - 1 + step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with compute.autocast():
+            terms = distiller(batch, progress._replace(step=step))
+            total = distiller.total(terms)
+        total.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        meters.update(step, batch, terms, total)
+        if (step + 1) % READ_EVERY == 0 and show_bar:
+            means = meters.read()
+            bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
+        yield step + 1
+
+
 def fit(
     distiller: Distiller,
     data: Pipeline,
@@ -146,15 +194,8 @@ def fit(
     tracker = tracker or NoTracking()
     # RNG state of layers like dropout; data and methods derive theirs from (seed, epoch, step).
     torch.manual_seed(seed)
-    optimizer = torch.optim.SGD(
-        distiller.trainable_parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-        fused=compute.device.type in ("cuda", "cpu"),
-    )
-    meters = Meters(compute.device, data.train_size)
+    optimizer = make_optimizer(distiller, recipe, compute)
+    meters = Meters(compute.device, len(data.data.train_labels))
     done, start, best, seconds = 0, 0, None, 0.0  # epochs done, steps done in the next one
 
     state = load_checkpoint(record.directory)
@@ -182,37 +223,22 @@ def fit(
         return str(save_checkpoint(record.directory, state))
 
     distiller.train()
+    show_bar = sys.stderr.isatty() if progress is None else progress
     selection = "val" if data.has_split("val") else "test"
     with _signals() as received:
         for epoch in range(done + 1, recipe.epochs + 1):
             began = time.perf_counter()
-            bar = tqdm(
-                data.epoch(epoch, start),
-                total=data.steps_per_epoch,
-                initial=start,
-                desc=f"epoch {epoch}/{recipe.epochs}",
-                leave=False,
-                disable=not (sys.stderr.isatty() if progress is None else progress),
+            steps = train_epoch(
+                *(distiller, data, recipe, compute, optimizer, meters),
+                *(Progress(seed, epoch, start), show_bar),
             )
-            for step, batch in enumerate(bar, start):
-                elapsed = epoch - 1 + step / data.steps_per_epoch
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.learning_rate(elapsed)
-                with compute.autocast():
-                    terms = distiller(batch, Progress(seed, epoch, step))
-                    total = distiller.total(terms)
-                total.loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                meters.update(step, batch, terms, total)
-                if (step + 1) % READ_EVERY == 0:
-                    means = meters.read()
-                    bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
+            for step in steps:
+                stopping = bool(received) and step < data.steps_per_epoch
+                if stopping or step % READ_EVERY == 0:
                     meters.check_finite(epoch, record)
-                if received and step + 1 < data.steps_per_epoch:
-                    meters.check_finite(epoch, record)
+                if stopping:
                     seconds += time.perf_counter() - began
-                    raise Interrupted(received[0], save(epoch - 1, step + 1))
+                    raise Interrupted(received[0], save(epoch - 1, step))
             meters.check_finite(epoch, record)
             line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **meters.summary()}
             train_seconds = time.perf_counter() - began
@@ -234,7 +260,7 @@ def fit(
                 *(epoch, recipe.epochs, line["train_loss"], line["train_top1"]),
                 *(line["test_top1"], line["samples_per_second"]),
             )
-            start, meters = 0, Meters(compute.device, data.train_size)
+            start, meters = 0, Meters(compute.device, len(data.data.train_labels))
             checkpoint = save(epoch, 0)
             if received and epoch < recipe.epochs:
                 raise Interrupted(received[0], checkpoint)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import ROOT, config_hash, identity, method_label, plain
 from eakd.data import Pipeline
+from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, Interrupted, UserError, check_number
 from eakd.files import write_atomically
 from eakd.models.zoo import load_weights
@@ -25,6 +26,8 @@ from eakd.training.record import RunRecord, environment
 from eakd.training.teacher import find_checkpoint, load_teacher, manifest_entry
 
 log = logging.getLogger(__name__)
+
+STRONG_VIEWS = {"randaugment": randaugment}
 
 
 def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extra: Any) -> Any:
@@ -37,7 +40,9 @@ def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extr
         raise UserError(f"{key}.{error}") from error
 
 
-def build_data(config: DictConfig, seed: int, batch_size: int, compute: Compute) -> Pipeline:
+def build_data(
+    config: DictConfig, seed: int, batch_size: int, compute: Compute, strong_view: str | None = None
+) -> Pipeline:
     """The data set and its device pipeline from ``config.data``."""
     data = build(config.data.load, "data")
     expected = config.data.num_classes
@@ -47,9 +52,15 @@ def build_data(config: DictConfig, seed: int, batch_size: int, compute: Compute)
             f"the number of classes of {config.data.name}"
         )
     keys = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
-    options = {key: plain(config.data[key]) for key in keys}
     try:
-        return Pipeline(data, batch_size=batch_size, device=compute.device, seed=seed, **options)
+        return Pipeline(
+            data,
+            batch_size=batch_size,
+            device=compute.device,
+            seed=seed,
+            strong_view=None if strong_view is None else STRONG_VIEWS[strong_view],
+            **{key: plain(config.data[key]) for key in keys},
+        )
     except UserError as error:
         raise UserError(f"data.{error}") from error
 
@@ -91,7 +102,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     compute = Compute.create(
         *(config.device, config.precision, config.compile, config.channels_last, config.threads)
     )
-    data = build_data(config, config.seed, recipe.batch_size, compute)
+    data = build_data(config, config.seed, recipe.batch_size, compute, recipe.strong_view)
     torch.manual_seed(config.seed)
     student = compute.place(build_model(config.student, "student", data.num_classes))
     label = method_label(config)
@@ -185,8 +196,8 @@ def build_teacher(
     entry = manifest_entry(ROOT / "checkpoints" / "manifest.yaml", config.data.name, name)
     path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry)
     model = build_model(config.teacher, "teacher", data.num_classes)
-    # The published accuracy belongs to the published file, not to one the user names.
-    expected = entry.get("top1") if path.suffix == ".pth" and path.parent.parent == root else None
+    # The published accuracy belongs to the zoo's files, not to teachers trained here.
+    expected = None if path.suffix == ".safetensors" else entry.get("top1")
     return load_teacher(
         model, path, data, compute, config.fold_batchnorm, expected, cache=root / "evaluations"
     )

@@ -60,7 +60,8 @@ def find_checkpoint(
     url, digest = entry.get("url"), entry.get("sha256")
     if url and digest:
         return download(url, digest, places[-1])
-    published = f", or download {url} and name it with teacher.checkpoint=FILE" if url else ""
+    source = entry.get("source")
+    published = f", or unpack {source} and pass teacher.checkpoint=FILE" if source else ""
     raise UserError(
         f"teacher.checkpoint: found no trained {name} for {data} ({places[0]}); train it with: "
         f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"

@@ -1,0 +1,309 @@
+"""From decoded images to augmented, normalised batches on the device.
+
+Images stay uint8 until the last moment and are augmented in batches, on their device. All the
+randomness of an epoch is drawn on the CPU before its first step, from ``(seed, epoch)`` alone: so
+an epoch can be entered at any step, and every device sees the same batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eakd.data.base import Batch, ImageData
+from eakd.data.randaugment import rotate
+from eakd.data.split import stratified
+from eakd.errors import UserError, check_choice, check_number
+
+# Sets up to this size are kept on the device: Tiny-ImageNet-200 (1.35 GB) is, ImageNet is not.
+RESIDENT_BYTES = 2 << 30
+
+StrongView = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def stream(*key: object) -> torch.Generator:
+    """A CPU random stream for ``key``; streams of different keys are unrelated."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
+    """Pad with black, then cut windows of the original size.
+
+    Args:
+        images: ``(N, H, W, 3)`` uint8.
+        offsets: ``(N, 2)`` int64, row and column of the window in the padded image, each in
+            ``[0, 2 * padding]``.
+        padding: pixels on each side.
+
+    Returns:
+        ``(N, H, W, 3)``: `torchvision.transforms.RandomCrop` for given offsets.
+    """
+    n, height, width, channels = images.shape
+    padded = F.pad(images, (0, 0, *[padding] * 4))
+    # Every possible window of every image, as a view; one index then copies the wanted ones.
+    sample, row, column, _ = padded.stride()
+    places = 2 * padding + 1
+    windows = padded.as_strided(
+        (n, places, places, height, width * channels), (sample, row, column, row, 1)
+    )
+    samples = torch.arange(n, device=images.device)
+    return windows[samples, offsets[:, 0], offsets[:, 1]].view(images.shape)
+
+
+class View(NamedTuple):
+    """The random geometry of ``N`` images; a slice of it is the geometry of some of them.
+
+    Attributes:
+        angles: ``(N,)`` degrees, counter-clockwise.
+        offsets: ``(N, 2)`` int64, see `crop`.
+        flips: ``(N,)`` bool.
+    """
+
+    angles: Tensor
+    offsets: Tensor
+    flips: Tensor
+
+
+class Pipeline:
+    """Training and evaluation batches of a data set.
+
+    Args:
+        data: the set.
+        batch_size: samples of a training step. One step sees the whole training set where that
+            is smaller.
+        device: where batches are wanted.
+        seed: of the order and the augmentation.
+        mean, std: per channel, of pixels in [0, 1].
+        crop_padding: pixels of black around a random crop; 0 for none.
+        flip: mirror every other image, at random.
+        rotation: largest random rotation in degrees, either way; 0 for none.
+        eval_batch_size: samples of an evaluation step.
+        val_fraction: part of each training class that becomes the split ``"val"``, is evaluated
+            but never trained on; 0 for none.
+        val_seed: of that choice, which is the same for every ``seed``.
+        drop_last: leave out the last training step of an epoch if it is not full.
+        resident: keep the images on the device: ``True``, ``False`` (batches are moved one by
+            one) or ``"auto"``, for sets up to `RESIDENT_BYTES`.
+        strong_view: turns cropped and flipped images ``(N, H, W, 3)`` uint8 into a strong view of
+            the same shape, with random numbers from the given CPU generator. `Batch.strong` then
+            holds it, made from a crop and flip of its own.
+
+    Raises:
+        UserError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_padding: int = 4,
+        flip: bool = True,
+        rotation: float = 0.0,
+        eval_batch_size: int = 500,
+        val_fraction: float = 0.0,
+        val_seed: int = 0,
+        drop_last: bool = False,
+        resident: bool | str = "auto",
+        strong_view: StrongView | None = None,
+    ):
+        check_number("batch_size", batch_size, at_least=1, integer=True)
+        check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True)
+        check_number("seed", seed, at_least=0, integer=True)
+        check_number("val_seed", val_seed, at_least=0, at_most=2**32 - 1, integer=True)
+        check_number("crop_padding", crop_padding, at_least=0, integer=True)
+        check_number("rotation", rotation, at_least=0, at_most=180)
+        check_number("val_fraction", val_fraction, at_least=0, at_most=0.9)
+        check_choice("flip", flip, (True, False))
+        check_choice("drop_last", drop_last, (True, False))
+        check_choice("resident", resident, (True, False, "auto"))
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != 3:
+                raise UserError(f"{name}: found {list(values)}, allowed is a number per channel, 3")
+            for value in values:
+                check_number(name, value, **({"above": 0} if name == "std" else {}))
+
+        self.data = data
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
+        self.crop_padding, self.flip, self.rotation = crop_padding, flip, rotation
+        self.drop_last = drop_last
+        self.strong_view = strong_view
+
+        val, train = np.empty(0, np.int64), np.arange(len(data.train_labels))
+        if val_fraction:
+            val, train = stratified(
+                data.train_labels, lambda count: int(val_fraction * count + 0.5), val_seed
+            )
+            if not len(val):
+                raise UserError(
+                    f"val_fraction: found {val_fraction:g}, allowed is 0 or enough for one sample "
+                    f"of a class ({np.bincount(data.train_labels).max()} samples)"
+                )
+        self._members = {"train": train, "val": val, "test": np.arange(len(data.test_labels))}
+        self._members = {name: torch.from_numpy(m) for name, m in self._members.items() if len(m)}
+        if drop_last and batch_size > self.train_size:
+            raise UserError(
+                f"batch_size: found {batch_size}, allowed is at most {self.train_size}, the size "
+                f"of the training set, because drop_last would leave no step"
+            )
+
+        size = data.train_images.nbytes + data.test_images.nbytes
+        keep = size <= RESIDENT_BYTES if resident == "auto" else resident
+        self._images, self._labels = {}, {}
+        for split, images, labels in (
+            ("train", data.train_images, data.train_labels),
+            ("test", data.test_images, data.test_labels),
+        ):
+            tensor = _as_tensor(images)
+            self._images[split] = tensor.to(device) if keep else tensor
+            self._labels[split] = _as_tensor(labels).to(device)
+        self._images["val"], self._labels["val"] = self._images["train"], self._labels["train"]
+        self.device = self._labels["train"].device  # "cuda" has become "cuda:0"
+
+        # Whole rows of pixels: an inner dimension of three would be slow on a CPU.
+        width = data.train_images.shape[2]
+        self._mean, self._std = (
+            torch.tensor(values, dtype=torch.float32).repeat(width).to(device)
+            for values in (mean, std)
+        )
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def num_classes(self) -> int:
+        return self.data.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    @property
+    def train_size(self) -> int:
+        """Samples of the training split."""
+        return len(self._members["train"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        if self.drop_last:
+            return self.train_size // self.batch_size
+        return -(-self.train_size // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def has_split(self, split: str) -> bool:
+        """Whether `evaluation` knows ``split``."""
+        return split in self._members
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The training batches of an epoch.
+
+        Args:
+            epoch: counted from 1.
+            start: steps to leave out; the others are the same as without it.
+
+        Raises:
+            UserError: a number out of range.
+        """
+        check_number("epoch", epoch, at_least=1, integer=True)
+        check_number("start", start, at_least=0, at_most=self.steps_per_epoch, integer=True)
+        return self._epoch(epoch, start)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        n = self.train_size
+        order = self._members["train"][
+            torch.randperm(n, generator=stream(self.seed, epoch, "order"))
+        ]
+        index = order.to(self.device)
+        weak = self._draw_view(epoch, "weak")
+        other = None if self.strong_view is None else self._draw_view(epoch, "strong")
+        for step in range(start, self.steps_per_epoch):
+            at = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            images = self._fetch("train", order[at], index[at])
+            strong = None
+            if other is not None:
+                generator = stream(self.seed, epoch, step, "strong_view")
+                strong = self._normalize(
+                    self.strong_view(self._apply(other, at, images), generator)
+                )
+            yield Batch(
+                images=self._normalize(self._apply(weak, at, images)),
+                targets=self._labels["train"][index[at]],
+                index=index[at],
+                strong=strong,
+            )
+
+    def evaluation(self, split: str) -> Iterator[Batch]:
+        """A split in its own order, without augmentation.
+
+        Args:
+            split: ``"train"``, ``"test"``, or ``"val"`` where there is one.
+
+        Returns:
+            Batches. `Batch.index` counts in the test set for ``"test"``, else in the training set.
+        """
+        check_choice("split", split, self._members)
+        return self._evaluation(split)
+
+    def _evaluation(self, split: str) -> Iterator[Batch]:
+        for members in self._members[split].split(self.eval_batch_size):
+            index = members.to(self.device)
+            images = self._normalize(self._fetch(split, members, index))
+            yield Batch(images, self._labels[split][index], index)
+
+    def _fetch(self, split: str, members: Tensor, index: Tensor) -> Tensor:
+        """``(N, H, W, 3)`` uint8 on the device; ``index`` is the device's copy of ``members``."""
+        images = self._images[split]
+        if images.device == self.device:
+            return images[index]
+        batch = images[members]
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True)
+
+    def _draw_view(self, epoch: int, name: str) -> View:
+        """Everything is drawn, used or not: switching the flips off leaves the crops alone."""
+        generator = stream(self.seed, epoch, name)
+        n = self.train_size
+        angles = self.rotation * (2 * torch.rand(n, dtype=torch.float64, generator=generator) - 1)
+        if self.device.type == "mps":
+            angles = angles.float()
+        offsets = torch.randint(2 * self.crop_padding + 1, (n, 2), generator=generator)
+        flips = torch.rand(n, generator=generator) < 0.5
+        return View(*(draws.to(self.device) for draws in (angles, offsets, flips)))
+
+    def _apply(self, view: View, at: slice, images: Tensor) -> Tensor:
+        """Rotation, crop, flip: the order of the published recipes, which rotate or crop."""
+        angles, offsets, flips = (draws[at] for draws in view)
+        if self.rotation:
+            images = rotate(images, angles)
+        if self.crop_padding:
+            images = crop(images, offsets, self.crop_padding)
+        if self.flip:
+            images = torch.where(flips[:, None, None, None], images.flip(2), images)
+        return images
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        """The operations of torchvision's ToTensor and Normalize, so to the last bit on a CPU."""
+        rows = images.flatten(2).float().div_(255).sub_(self._mean).div_(self._std)
+        return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """A tensor on the same memory (a cached set stays on disk until it is read)."""
+    return torch.from_numpy(np.require(array, requirements="W"))

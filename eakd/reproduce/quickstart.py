@@ -1,0 +1,50 @@
+"""The main job in small: a teacher, students with and without distillation, one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from eakd.config import compose
+from eakd.files import write_atomically
+from eakd.reproduce.comparison import compare, plot_curves, read_runs, to_markdown
+from eakd.training.run import run
+
+
+def quickstart(config: DictConfig) -> str:
+    """Run what is not finished yet; write and return the table.
+
+    Leaves ``comparison.md`` and ``curves.png`` in ``<output_root>/quickstart``.
+    """
+    common = [
+        f"data={config.data}",
+        f"output_root={config.output_root}",
+        f"checkpoint_root={config.checkpoint_root}",
+        *config.overrides,
+    ]
+    teacher = [f"student={config.teacher}", "distiller=none", "save_teacher=true"]
+    run(compose(common + teacher))
+    directories = []
+    for seed in config.seeds:
+        for method in config.methods:
+            student = [f"teacher={config.teacher}", f"student={config.student}"]
+            job = compose([*common, *student, f"distiller={method}", f"seed={seed}"])
+            run(job)
+            directories.append(Path(job.run_dir))
+    runs = read_runs(directories)
+    order = {method: position for position, method in enumerate(config.methods)}
+    runs.sort(key=lambda each: (order.get(each["method"], len(order)), each["seed"]))
+    first = runs[0]
+    table = to_markdown(compare(runs, select=config.select), select=config.select)
+    teacher_top1 = next((r["teacher_top1"] for r in runs if "teacher_top1" in r), float("nan"))
+    text = (
+        f"# {config.student} on {config.data}, teacher {config.teacher} ({teacher_top1:.2f} %)\n\n"
+        f"Test top-1 in percent, mean ± sample standard deviation over seeds. *Last* is the final "
+        f"epoch ({first['epochs']}); *best* is the best epoch, chosen on the {first['selection']} "
+        f"split.\n\n{table}\n"
+    )
+    folder = Path(config.output_root) / "quickstart"
+    write_atomically(folder / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
+    plot_curves(runs, folder / "curves.png")
+    return text

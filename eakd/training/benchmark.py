@@ -1,0 +1,241 @@
+"""How fast the shipped loop is, beside a plain loop and beside the bare limit.
+
+All loops alternate in short blocks within one process, so that a busy machine slows each alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from eakd.data import Pipeline
+from eakd.data.base import ImageData
+from eakd.distillers.base import Progress
+from eakd.distillers.kd import kd_loss
+from eakd.files import write_json
+from eakd.models.inference import prepare_teacher
+from eakd.training.device import Compute
+from eakd.training.loop import Meters, make_optimizer, train_epoch
+from eakd.training.run import build, build_model
+from eakd.training.schedule import Recipe
+from eakd.weighting import Weighting
+
+Block = Callable[[], float]  # runs one block of steps and returns its seconds
+
+
+def random_images(count: int, size: int, classes: int, seed: int) -> ImageData:
+    """A set of noise with the shape of a real one."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    labels = rng.integers(0, classes, count, dtype=np.int64)
+    names = tuple(map(str, range(classes)))
+    return ImageData("noise", names, images, labels, images[:1], labels[:1], "noise")
+
+
+def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: Weighting) -> Block:
+    """`train_epoch` exactly as `fit` calls it, one epoch a block."""
+    teacher, student = models(config, compute)
+    options = {"mean": list(config.data.mean), "std": list(config.data.std)}
+    pipeline = Pipeline(
+        data, batch_size=config.batch_size, device=compute.device, seed=config.seed, **options
+    )
+    distiller = build(
+        *(config.distiller, "distiller"),
+        leave_out=("name",),
+        student=student,
+        teacher=teacher,
+        weighting=weighting,
+    ).to(compute.device)
+    distiller.train()
+    samples = len(data.train_labels)
+    recipe = Recipe(epochs=1, batch_size=config.batch_size)
+    optimizer = make_optimizer(distiller, recipe, compute)
+
+    def block() -> float:
+        meters = Meters(compute.device, samples)
+        began = time.perf_counter()
+        for _ in train_epoch(
+            *(distiller, pipeline, recipe, compute, optimizer, meters, Progress(0, 1, 0))
+        ):
+            pass
+        meters.read()
+        return time.perf_counter() - began
+
+    return block
+
+
+def limit_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
+    """Teacher forward, student forward and backward, optimiser, on one resident batch."""
+    teacher, student = models(config, compute)
+    images = torch.rand(config.batch_size, 3, config.image_size, config.image_size)
+    if compute.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    images = images.to(compute.device)
+    targets = torch.zeros(config.batch_size, dtype=torch.int64, device=compute.device)
+    optimizer = torch.optim.SGD(
+        student.parameters(),
+        lr=0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        fused=compute.device.type in ("cuda", "cpu"),
+    )
+
+    def block() -> float:
+        began = time.perf_counter()
+        for _ in range(config.steps):
+            with compute.autocast():
+                with torch.no_grad():
+                    taught = teacher(images, features=False).logits
+                logits = student(images, features=False).logits
+                loss = F.cross_entropy(logits, targets) + kd_loss(logits, taught).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        loss.item()  # wait for the device
+        return time.perf_counter() - began
+
+    return block
+
+
+def plain_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
+    """Float32, NCHW, a DataLoader with PIL transforms, numbers read on the CPU at every step."""
+    from PIL import Image
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms as T
+
+    class Images(Dataset):
+        transform = T.Compose(
+            [
+                T.RandomCrop(config.image_size, padding=4),
+                T.RandomHorizontalFlip(),
+                T.ToTensor(),
+                T.Normalize(list(config.data.mean), list(config.data.std)),
+            ]
+        )
+
+        def __len__(self) -> int:
+            return len(data.train_images)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            image = Image.fromarray(data.train_images[index])
+            return self.transform(image), int(data.train_labels[index])
+
+    loader = DataLoader(
+        Images(), config.batch_size, shuffle=True, num_workers=2, persistent_workers=True
+    )
+    plain = Compute(compute.device, "float32", compile=False, channels_last=False)
+    teacher, student = models(config, plain, fold=False)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+
+    def block() -> float:
+        batches = iter(loader)
+        # The workers fill their queue while the other loops run; what they prepared is not timed.
+        for _ in range(loader.num_workers * 2 + 1):
+            next(batches)
+        began, seen = time.perf_counter(), 0
+        for images, targets in batches:
+            images, targets = images.to(plain.device), targets.to(plain.device)
+            with torch.no_grad():
+                taught = teacher(images).logits
+            logits = student(images).logits
+            loss = 0.1 * F.cross_entropy(logits, targets) + 0.9 * kd_loss(logits, taught).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            top5 = logits.cpu().topk(5).indices == targets.cpu()[:, None]
+            top5[:, :1].float().sum().item(), top5.float().sum().item()
+            seen += len(targets)
+        # Scaled to the samples of one whole block.
+        return (time.perf_counter() - began) * len(data.train_images) / seen
+
+    return block
+
+
+def models(
+    config: DictConfig, compute: Compute, fold: bool | None = None
+) -> tuple[nn.Module, nn.Module]:
+    """Fresh teacher and student, placed as `run` places them."""
+    torch.manual_seed(config.seed)
+    teacher, student = (
+        compute.place(build_model(config[role], role, config.num_classes))
+        for role in ("teacher", "student")
+    )
+    teacher.eval().requires_grad_(False)
+    if config.fold_batchnorm if fold is None else fold:
+        example = torch.rand(2, 3, config.image_size, config.image_size, device=compute.device)
+        teacher = prepare_teacher(teacher, example, compute.dtype, compute.channels_last)
+        teacher = compute.place(teacher)
+    return teacher, student
+
+
+def benchmark(config: DictConfig) -> str:
+    """Measure and return a Markdown table; also writes JSON to ``config.output``."""
+    compute = Compute.create(
+        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
+    )
+    samples = config.steps * config.batch_size
+    data = random_images(samples, config.image_size, config.num_classes, config.seed)
+    loops: dict[str, Block] = {
+        "ours": our_loop(config, data, compute, Weighting("uniform")),
+        "ours, EA weighting": our_loop(config, data, compute, Weighting("ea")),
+        "limit": limit_loop(config, data, compute),
+        "plain": plain_loop(config, copy.copy(data), compute),
+    }
+    for block in loops.values():
+        block()  # warm-up: compilation, worker start, allocator
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(config.rounds):
+        for name, block in loops.items():
+            seconds[name].append(block())
+    return report(config, compute, seconds, samples)
+
+
+def report(
+    config: DictConfig, compute: Compute, seconds: dict[str, list[float]], samples: int
+) -> str:
+    def ratio(numerator: str, denominator: str) -> float:
+        """Median of the ratios of neighbouring blocks."""
+        pairs = zip(seconds[numerator], seconds[denominator], strict=True)
+        return statistics.median(top / bottom for top, bottom in pairs)
+
+    speeds = {name: samples / statistics.median(values) for name, values in seconds.items()}
+    numbers: dict[str, Any] = {
+        "teacher": config.teacher.name,
+        "student": config.student.name,
+        "batch_size": config.batch_size,
+        "device": str(compute.device),
+        "precision": compute.precision,
+        "threads": torch.get_num_threads(),
+        "samples_per_second": speeds,
+        "ours_over_plain": ratio("plain", "ours"),
+        "ours_over_limit": ratio("limit", "ours"),
+        "ea_over_uniform_time": ratio("ours, EA weighting", "ours"),
+        "peak_memory_bytes": compute.peak_memory(),
+        "blocks_seconds": seconds,
+    }
+    if config.output:
+        write_json(Path(config.output), numbers)
+    lines = [
+        f"{config.teacher.name} → {config.student.name}, batch {config.batch_size}, "
+        f"{compute.device.type}, ours in {compute.precision}",
+        "",
+        "| loop | samples/s |",
+        "|---|---|",
+        *(f"| {name} | {speed:.0f} |" for name, speed in speeds.items()),
+        "",
+        f"ours / plain: {numbers['ours_over_plain']:.2f}",
+        f"ours / limit: {numbers['ours_over_limit']:.3f}",
+        f"EA step / uniform step: {numbers['ea_over_uniform_time']:.4f}",
+    ]
+    return "\n".join(lines)
