@@ -136,10 +136,11 @@ def environment() -> dict[str, Any]:
     """Versions, machine kind and git commit."""
     import torch
 
-    packages = ("torch", "torchvision", "timm", "hydra-core", "numpy", "safetensors")
+    packages = ("torchvision", "timm", "hydra-core", "numpy", "safetensors")
     return {
         "eakd": metadata.version("eakd") if _installed("eakd") else None,
         "python": sys.version.split()[0],
+        "torch": torch.__version__,
         **{name: metadata.version(name) for name in packages if _installed(name)},
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

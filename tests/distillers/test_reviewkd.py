@@ -110,10 +110,10 @@ def test_golden_modules(name, dtype):
     check_gradients(case, gradient_names("reviewkd", name), dtype, found)
 
 
-def golden_networks(case) -> tuple[nn.Module, nn.Module]:
+def golden_networks(case, dtype) -> tuple[nn.Module, nn.Module]:
     hyper = case.hyper
-    student = fill(network(hyper["student"]), lambda key: f"student.{key}")
-    teacher = fill(network(hyper["teacher"]), lambda key: f"teacher.{key}")
+    student = fill(network(hyper["student"]).to(dtype), lambda key: f"student.{key}")
+    teacher = fill(network(hyper["teacher"]).to(dtype), lambda key: f"teacher.{key}")
     state = teacher.state_dict()
     for key in hyper["teacher_classifier_scaled_keys"]:
         state[key].mul_(hyper["teacher_classifier_scaled_by"])
@@ -129,14 +129,14 @@ def golden_networks(case) -> tuple[nn.Module, nn.Module]:
 def test_golden_networks(name, dtype):
     case = CASES[name]
     hyper = case.hyper
-    student, teacher = (model.to(dtype) for model in golden_networks(case))
+    student, teacher = golden_networks(case, dtype)
     method = ReviewKD(
         *(student, teacher, case.weighting),
         ce_weight=hyper["ce_weight"],
         review_weight=hyper["w"],
         warmup_epochs=hyper["warmup_epochs"],
     )
-    fill(method.fusions, lambda key: f"abfs.{key}").to(dtype)
+    fill(method.fusions.to(dtype), lambda key: f"abfs.{key}")
     batch = Batch(case.tensor("images", dtype), case.targets, torch.arange(len(case.targets)))
     terms = method.train()(batch, progress(hyper["epoch"]))
     total = method.total(terms)
