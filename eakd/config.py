@@ -13,6 +13,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -89,13 +90,23 @@ def run_name(config: DictConfig) -> str:
 
 
 def compose(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:
-    """Compose a config outside of `hydra.main`, for notebooks and tests."""
+    """Compose a config without a command line: for notebooks, tests and runs that start runs.
+
+    Raises:
+        UserError: an unknown name or key, with the valid ones.
+    """
     register()
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return hydra.compose(config_name, overrides=overrides or [])
+        return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, config_name)) from error
+
+
+def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
+    if GlobalHydra.instance().is_initialized():  # inside an application over the same configs
+        return hydra.compose(config_name, overrides)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(config_name, overrides)
 
 
 def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -160,8 +171,7 @@ def explain(error: Exception, config_name: str) -> str:
 def _siblings(key: str, config_name: str) -> list[str]:
     """The keys beside ``key`` in the default config."""
     try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            known = hydra.compose(config_name)
+        known = _compose(config_name)
     except (HydraException, OmegaConfBaseException):
         return []
     parent, _, _ = key.rpartition(".")

@@ -63,6 +63,7 @@ class Source(ABC):
     def signature(self) -> str:
         """Changes when a file changes; does not read them."""
 
+    @abstractmethod
     def close(self) -> None:
         """Release the archive."""
 
@@ -128,9 +129,15 @@ class Folder(Source):
     def signature(self) -> str:
         digest = hashlib.sha256()
         for name in sorted(self._listing()[0]):
-            status = (self.path / name).stat()
+            try:
+                status = (self.path / name).stat()
+            except OSError as error:  # a dangling link
+                raise self.damaged(name, error.strerror or error) from error
             digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
         return f"{self.path.resolve()} {digest.hexdigest()}"
+
+    def close(self) -> None:
+        pass
 
 
 class Zip(Source):

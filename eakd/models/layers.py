@@ -59,20 +59,12 @@ def init_classifier(classifier: nn.Linear) -> None:
     nn.init.zeros_(classifier.bias)
 
 
-def interleave(a: Tensor, b: Tensor) -> Tensor:
-    """Channels ``a0, b0, a1, b1, …`` of two maps of one shape: concatenation and channel shuffle.
-
-    One copy, and the result keeps ``b``'s memory format: the textbook reshape of a channels-last
-    map would silently return the other format, and every later convolution would convert back.
-    """
-    if b.is_contiguous(memory_format=torch.channels_last):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-        return torch.stack((a, b), dim=-1).flatten(-2).permute(0, 3, 1, 2)
-    return torch.stack((a, b), dim=2).flatten(1, 2)
-
-
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Channel ``i`` of group ``g`` moves to ``i * groups + g``; keeps the memory format."""
+    """Channel ``i`` of group ``g`` moves to ``i * groups + g``; keeps the memory format.
+
+    The textbook reshape of a channels-last map would silently return the other format, and every
+    later convolution would convert it back.
+    """
     if x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1).unflatten(-1, (groups, -1))
         return x.transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)

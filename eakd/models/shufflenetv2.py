@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eakd.models.base import StagedModel, classify
-from eakd.models.layers import conv1x1, depthwise3x3, interleave, relu, run_blocks
+from eakd.models.layers import conv1x1, depthwise3x3, relu, run_blocks, shuffle_channels
 
 
 class DownUnit(nn.Module):
@@ -34,7 +34,7 @@ class DownUnit(nn.Module):
         left, _ = relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
         right, _ = relu(self.bn3(self.conv3(x)))
         right, _ = relu(self.bn5(self.conv5(self.bn4(self.conv4(right)))))
-        return interleave(left, right), None
+        return shuffle_channels(torch.cat((left, right), dim=1), 2), None
 
 
 class ShuffleUnit(nn.Module):
@@ -62,7 +62,7 @@ class ShuffleUnit(nn.Module):
         out, pre = relu(out, preactivation)
         if pre is not None:
             pre = torch.cat((passed, pre), dim=1)
-        return interleave(passed, out), pre
+        return shuffle_channels(torch.cat((passed, out), dim=1), 2), pre
 
 
 class ShuffleNetV2(StagedModel):

@@ -238,13 +238,19 @@ def test_half_precision_teacher():
     assert train_one_step(method, batch, torch.bfloat16).isfinite()
 
 
-def test_networks_without_maps():
-    mixer = timm_model("gmixer_12_224", num_classes=10, input_size=32)
-    mixer.feature_indices = []
-    for pair in ((mixer, network("resnet8", 10)), (network("resnet8", 10), mixer)):
-        with pytest.raises(UserError) as error:
-            ReviewKD(*pair)
-        assert "\n" not in str(error.value)
+def test_transformer_with_maps_of_equal_size():
+    student = timm_model("vit_tiny_patch16_224", 10, input_size=64, feature_indices=(2, 5, 8, 11))
+    method = ReviewKD(student, network("resnet14", 10))
+    assert len(method.fusions) == 4
+    assert train_one_step(method, random_batch(2, 10), torch.float32).isfinite()
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_networks_without_maps(role):
+    flat = Given(Output(torch.zeros(1, 10), [], [], torch.zeros(1, 10)))
+    pair = {"student": network("resnet8", 10), "teacher": network("resnet8", 10), role: flat}
+    with pytest.raises(UserError, match=f"^{role}: found a Given with 0 feature maps[^\n]*$"):
+        ReviewKD(**pair)
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,10 @@ from eakd import models
 from eakd.data.base import Batch
 from eakd.distillers.base import Distiller, Progress
 
-# Gradients are summed over up to a million weights, in another order than the authors' code does.
-SIZES = {
-    torch.float64: {"rtol": 1e-6, "atol": 1e-9},
-    torch.float32: {"rtol": 5e-3, "atol": 1e-3},
-}
+# Summed over up to a million weights in another order than in the authors' code, and behind layers
+# whose batch norm cancels most of what arrives, some of it to rounding errors: gradients are
+# compared in norm, with a relative and an absolute tolerance.
+TOLERANCES = {torch.float64: (1e-7, 1e-9), torch.float32: (5e-3, 1e-3)}
 
 # The seven of the paper's tables, (teacher, student).
 PAIRS = (
@@ -71,15 +70,17 @@ def check_gradients(
     case: Case, names: list[str], dtype: torch.dtype, found: dict[str, torch.Tensor]
 ) -> None:
     """Compare the gradients with the stored ones: some whole, of all the norm (and the sum)."""
-    stored = case.gradients[dtype]
-    whole = [name for name in stored if not name.startswith("_")]
-    case.check_gradients(dtype, **{name: found[name] for name in whole})
-    measures = {"_norms": torch.linalg.vector_norm, "_sums": torch.sum}
-    for key, measure in measures.items():
-        if key in stored:
-            values = torch.stack([measure(found[name]) for name in names])
-            expected = torch.tensor(stored[key]).to(dtype)
-            torch.testing.assert_close(values, expected, **SIZES[dtype], msg=lambda m: f"{key}: {m}")
+    stored = {key: torch.tensor(x).to(dtype) for key, x in case.gradients[dtype].items()}
+    relative, absolute = TOLERANCES[dtype]
+    for name in (key for key in stored if not key.startswith("_")):
+        error = torch.linalg.vector_norm(found[name] - stored[name].reshape(found[name].shape))
+        assert error <= relative * torch.linalg.vector_norm(stored[name]) + absolute, name
+    for index, name in enumerate(names):
+        norm, size = torch.linalg.vector_norm(found[name]), found[name].numel()
+        assert abs(norm - stored["_norms"][index]) <= relative * norm + absolute, name
+        if "_sums" in stored:
+            bound = size**0.5 * (relative * norm + absolute)
+            assert abs(found[name].sum() - stored["_sums"][index]) <= bound, name
 
 
 def random_batch(size: int, num_classes: int = 100, image_size: int = 32) -> Batch:

@@ -186,7 +186,7 @@ def test_validation_split_selects(tiny, tmp_path):
         (["data.val_fraction=2"], "data.val_fraction: found 2"),
         (["data.num_classes=100"], "data.num_classes: found 100, allowed is 10"),
         (["teacher.checkpoint=nowhere.pth"], "teacher.checkpoint: found no file 'nowhere.pth'"),
-        (["teacher=resnet110"], "student=resnet110 distiller=none save_teacher=true"),
+        (["teacher=resnet56"], "student=resnet56 distiller=none save_teacher=true"),
     ],
 )
 def test_refusals_name_the_key_and_write_nothing(tiny_with_teacher, tmp_path, overrides, words):

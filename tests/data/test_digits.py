@@ -1,0 +1,57 @@
+"""The embedded digits."""
+
+import numpy as np
+import pytest
+
+from eakd.data import digits
+from eakd.errors import UserError
+
+
+def test_shapes_and_content():
+    data = digits()
+    assert data.train_images.shape == (400, 16, 16, 3) and data.train_images.dtype == np.uint8
+    assert data.test_images.shape == (1397, 16, 16, 3)
+    assert data.train_labels.dtype == np.int64
+    assert data.classes == tuple("0123456789") and data.num_classes == 10
+    assert np.bincount(data.train_labels).tolist() == [40] * 10
+    assert data.train_images.max() == 255 and data.train_images.min() == 0
+    # Constants of configs/data/digits.yaml.
+    assert np.mean(data.train_images / 255) == pytest.approx(0.3025, abs=5e-5)
+    assert np.std(data.train_images / 255) == pytest.approx(0.3166, abs=5e-5)
+
+
+def test_originals_survive_at_their_own_size():
+    from sklearn.datasets import load_digits
+
+    data = digits(image_size=8, train_per_class=1)
+    images = np.concatenate([data.train_images, data.test_images])
+    labels = np.concatenate([data.train_labels, data.test_labels])
+    source = load_digits()
+    ours = sorted(
+        (int(label), (image[..., 0] * (16 / 255)).round().astype(int).tobytes())
+        for image, label in zip(images, labels, strict=True)
+    )
+    theirs = sorted(
+        (int(label), image.astype(int).tobytes())
+        for image, label in zip(source.images, source.target, strict=True)
+    )
+    assert ours == theirs
+
+
+def test_split_depends_on_its_seed_only():
+    assert digits().fingerprint == digits().fingerprint
+    assert digits(seed=1).fingerprint != digits().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 7}, "image_size: found 7"),
+        ({"train_per_class": 0}, "train_per_class: found 0"),
+        ({"train_per_class": 174}, "train_per_class: found 174.*<= 173"),
+        ({"seed": -1}, "seed: found -1"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(UserError, match=message):
+        digits(**options)

@@ -1,0 +1,37 @@
+"""Each builder has a config of its name, which builds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from eakd.models.inference import count_parameters
+
+from .helpers import ZOO
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+
+
+def test_every_architecture_has_one() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*ZOO, "timm"}
+
+
+@pytest.mark.parametrize("name", [*ZOO, "timm"])
+def test_builds_what_it_says(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    data = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    config = OmegaConf.create({"data": data, "student": OmegaConf.create(text)}).student
+    arguments = {key: value for key, value in config.items() if key not in ("name", "checkpoint")}
+    model = instantiate(arguments, num_classes=7)
+    if name == "timm":
+        assert model.architecture == config.name == "vit_tiny_patch16_224"
+        return
+    assert config.name == name
+    classes = 200 if name == "mobilenetv2_tiny" else 100
+    width = [*model.parameters()][-2].shape[1]  # the classifier's
+    millions = (count_parameters(model) + (classes - 7) * (width + 1)) / 1e6
+    stated = float(text.split(":")[1].split(" M parameters")[0])
+    assert stated == pytest.approx(millions, abs=0.05 if millions > 10 else 0.005)
