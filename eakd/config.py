@@ -16,9 +16,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eakd.errors import Diverged, Interrupted, UserError
 
@@ -112,33 +111,33 @@ def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig
 def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``task`` as a Hydra application.
 
-    A `UserError` becomes one line on standard error and exit status 2; in a sweep the other jobs
-    go on first.
+    A `UserError` becomes one line on standard error and exit status 2, a `Diverged` run status 1;
+    in a sweep the other jobs go on first. A signal ends the sweep too.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
     register()
+    statuses = [0]
+
+    def fail(error: Exception) -> None:
+        print(f"error: {explain(error, config_name)}", file=sys.stderr)
+        statuses.append(1 if isinstance(error, Diverged) else 2)
 
     def guarded(config: DictConfig) -> Any:
         try:
             return task(config)
-        except (UserError, Diverged) as error:
+        except (UserError, Diverged, OmegaConfBaseException) as error:
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                print(f"error: {error}", file=sys.stderr)
-            raise
+            fail(error)
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(stop.exit_status)
 
     guarded.__module__ = task.__module__
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(stop.exit_status)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {explain(error, config_name)}", file=sys.stderr)
-        sys.exit(2)
-    except Diverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(error)
+    sys.exit(max(statuses))
 
 
 def _remove_if_empty(directory: Path) -> None:
@@ -152,8 +151,12 @@ def _remove_if_empty(directory: Path) -> None:
 
 def explain(error: Exception, config_name: str) -> str:
     """One line for a config error: the key, what was found, what is allowed."""
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | Diverged):
         return str(error)
+    if isinstance(error, MissingMandatoryValue):
+        return (
+            f"{error.full_key}: found no value, give one: {error.full_key}=…"
+        )
     if isinstance(error, MissingConfigException) and error.options:
         group, _, found = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"

@@ -22,7 +22,7 @@ def tiny(tmp_path_factory):
     """Overrides of a run that takes a second: few digits, two epochs, ResNet-8 twice."""
     root = tmp_path_factory.mktemp("tiny")
     return [
-        "data.load.train_per_class=8",
+        "data.train_per_class=8",
         "recipe.epochs=2",
         "recipe.batch_size=16",
         "teacher=resnet8",

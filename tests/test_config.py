@@ -42,7 +42,9 @@ def test_one_computation_has_one_directory():
 
     assert name("distiller=ea_kd") == name("distiller=kd", "weighting=ea")
     assert name("distiller=kd") == name("distiller=kd", "weighting.entropy_temperature=2")
-    assert name("device=cpu", "compile=true", "data.root=elsewhere") == name()
+    assert name("device=cpu", "compile=true", "output_root=elsewhere") == name()
+    cifar = name("data=cifar100")
+    assert name("data=cifar100", "data.root=elsewhere", "data.download=false") == cifar
     assert name("distiller=none", "teacher=resnet56") == name("distiller=none")
     different = {
         name(),

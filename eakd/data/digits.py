@@ -9,13 +9,13 @@ from eakd.data.split import stratified
 from eakd.errors import check_number
 
 
-def digits(image_size: int = 16, train_per_class: int = 40, seed: int = 0) -> ImageData:
+def digits(image_size: int = 16, train_per_class: int = 20, seed: int = 0) -> ImageData:
     """1,797 digits of 43 writers (UCI, Alpaydin and Kaynak, 1998), few of them for training.
 
     Args:
         image_size: pixels; the 8x8 originals are resized bilinearly.
         train_per_class: training samples of each digit, 1 to 173; the others are the test set.
-            Few, so that methods can still differ: with hundreds all of them reach 99 %.
+            Few, so that methods still differ: 40 already take a plain ResNet-8 to 98 %, 20 to 95 %.
         seed: of the split.
 
     Raises:

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from eakd.errors import UserError
@@ -143,21 +144,24 @@ class Folder(Source):
 class Zip(Source):
     """A zip file."""
 
-    def __init__(self, path: Path, prefix: str = ""):
-        super().__init__(path, prefix)
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        """Opened when needed: reading the table of 60,000 members takes half a second."""
         try:
-            self._archive = zipfile.ZipFile(path)
+            archive = zipfile.ZipFile(self.path)
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"root: found {path} damaged ({error}), allowed is a complete zip file: "
+                f"root: found {self.path} damaged ({error}), allowed is a complete zip file: "
                 f"fetch it again"
             ) from error
-        for name in self._archive.namelist():
+        for name in archive.namelist():
             if name.startswith(("/", "\\")) or ".." in PurePosixPath(name).parts:
+                archive.close()
                 raise UserError(
-                    f"root: found {name!r} in {path}, allowed are names inside the archive: "
+                    f"root: found {name!r} in {self.path}, allowed are names inside the archive: "
                     f"fetch the set from a source you trust"
                 )
+        return archive
 
     def _listing(self) -> tuple[list[str], list[str]]:
         files, folders = [], set()
@@ -177,7 +181,8 @@ class Zip(Source):
         return signature(self.path)
 
     def close(self) -> None:
-        self._archive.close()
+        if "_archive" in self.__dict__:
+            self._archive.close()
 
     def describe(self, name: str) -> str:
         return f"{self.path}:{self.prefix}{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eakd.errors import UserError
+from eakd.errors import UserError, check_choice
 from eakd.training.record import read_json, read_metrics
 
 
@@ -145,6 +146,34 @@ def to_markdown(rows: list[Row], baseline: str = "kd", select: str = "last") -> 
             f"| {spread(row.seconds, 1)} | {text} |"
         )
     return "\n".join(lines)
+
+
+def report(
+    pattern: str,
+    by: str = "method",
+    baseline: str = "kd",
+    select: str = "last",
+    plot: str | None = None,
+) -> str:
+    """The table of the finished runs in the directories that match a glob ``pattern``.
+
+    Raises:
+        UserError: no finished run, a mixture of settings, or a wrong name.
+    """
+    check_choice("select", select, ("last", "best"))
+    found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+    runs = read_runs(path for path in found if path.is_dir())
+    if not runs:
+        raise UserError(f"runs: found no finished run in {pattern!r}, allowed is a glob of runs")
+    for run in runs:
+        check_choice("by", by, run)
+    pairs = {(run["data"], run["teacher"], run["student"]) for run in runs if run["teacher"]}
+    if len(pairs) > 1 and by == "method":
+        names = ", ".join(sorted("/".join(pair) for pair in pairs))
+        raise UserError(f"runs: found several pairs ({names}), allowed is one; narrow the glob")
+    if plot:
+        plot_curves(runs, Path(plot), by)
+    return to_markdown(compare(runs, baseline, select, by), baseline, select)
 
 
 def plot_curves(runs: list[dict[str, Any]], path: Path, by: str = "method") -> None:

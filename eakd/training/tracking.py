@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ class WandbTracking(NoTracking):
         # The id lives in the run directory, so that a continued run continues there too.
         id_file = directory / "wandb_id"
         if not id_file.exists():
-            new = wandb.util.generate_id()
+            new = secrets.token_hex(4)
             write_atomically(id_file, lambda temporary: temporary.write_text(new))
         self._run = wandb.init(
             project=self.project,

@@ -57,12 +57,18 @@ def test_changed_source_is_decoded_again(tmp_path, cache):
     assert len(second.train_labels) == 8 and second.fingerprint != first.fingerprint
 
 
+def replace(path, content):
+    """As a new file: what another process has mapped stays as it was."""
+    path.unlink()
+    path.write_bytes(content)
+
+
 def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
+    replace(path, path.read_bytes()[:-100])
 
 
 def overwrite(path):
-    path.write_bytes(b"\0" * path.stat().st_size)
+    replace(path, bytes(path.stat().st_size))
 
 
 DAMAGES = {
@@ -170,7 +176,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_cache_that_cannot_be_written(root, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cache_dir: found .*file.*EAKD_CACHE") as caught:
+    with pytest.raises(UserError, match=r"cache_dir: found .*file.*EAKD_CACHE") as caught:
         image_folder(root, cache_dir=tmp_path / "file" / "cache")
     assert "\n" not in str(caught.value)
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import struct
 import tarfile
 
 import numpy as np
@@ -28,18 +29,36 @@ def load(root, cache, function=cifar100, **options):
     )
 
 
+class Python2(pickle._Pickler):
+    """Writes strings as bytes, as Python 2 did when the authors wrote their files."""
+
+    dispatch = pickle._Pickler.dispatch.copy()
+
+    def save_text(self, text):
+        content = text.encode("latin1") if isinstance(text, str) else text
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+
+    dispatch[str] = dispatch[bytes] = save_text
+
+
+def dumps(value):
+    buffer = io.BytesIO()
+    Python2(buffer, 2).dump(value)
+    return buffer.getvalue()
+
+
 def authors_files(version, count=2):
-    """Files as the authors made them: pickles of protocol 2 with pixels channel by channel."""
+    """Files as the authors made them, pixels channel by channel."""
     rng = np.random.default_rng(0)
     names = list(NAMES[: version.num_classes])
 
     def batch(count):
         data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
         labels = rng.integers(0, version.num_classes, count).tolist()
-        return pickle.dumps({"data": data, version.labels: labels, "filenames": ["a"]}, 2)
+        return dumps({"data": data, version.labels: labels, "filenames": ["a"]})
 
     files = {file: batch(count) for file in (*version.train, *version.test)}
-    return files | {file: pickle.dumps({version.names: names}, 2) for file in version.meta}
+    return files | {file: dumps({version.names: names}) for file in version.meta}
 
 
 def write_tar(path, files):
@@ -66,7 +85,7 @@ def test_authors_files(tmp_path, cache, function, version):
     data = loaded[0]
     assert data.classes == NAMES[: version.num_classes] and data.name == version.name
     assert len(data.train_labels) == 2 * len(version.train) and len(data.test_labels) == 2
-    last = pickle.loads(files[list(version.train)[-1]])  # written by this test
+    last = pickle.loads(files[list(version.train)[-1]], encoding="latin1")  # written by this test
     assert data.train_labels[-1] == last[version.labels][-1]
     expected = last["data"][-1].reshape(3, 32, 32)
     assert np.array_equal(data.train_images[-1].transpose(2, 0, 1), expected)
@@ -104,7 +123,7 @@ class Evil:
 @pytest.mark.parametrize("where", [*CIFAR100.files])
 def test_pickles_run_no_code(tmp_path, cache, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
-    files = authors_files(CIFAR100) | {where: pickle.dumps({"data": Evil()}, 2)}
+    files = authors_files(CIFAR100) | {where: dumps({"data": Evil()})}
     write_folder(tmp_path / CIFAR100.folder, files)
     refused(lambda: load(tmp_path, cache), where, "exec is not part of", cache=cache)
     assert not (tmp_path / "evil").exists()
@@ -124,7 +143,7 @@ def test_pickles_of_any_numpy_are_read(tmp_path, cache):
 
 
 FILES = authors_files(CIFAR100)
-TEST = pickle.loads(FILES["test"])  # made above
+TEST = pickle.loads(FILES["test"], encoding="latin1")  # made above
 
 
 @pytest.mark.parametrize(
@@ -132,11 +151,11 @@ TEST = pickle.loads(FILES["test"])  # made above
     [
         ("train", FILES["train"][:100], "damaged"),
         ("train", b"", "damaged"),
-        ("test", pickle.dumps({**TEST, "data": TEST["data"][:, :9]}, 2), "shape (2, 9)"),
-        ("test", pickle.dumps({**TEST, "fine_labels": [0]}, 2), "shape (2, 3072)"),
-        ("test", pickle.dumps({**TEST, "fine_labels": [0, 100]}, 2), "labels from 0 to 100"),
-        ("meta", pickle.dumps({}, 2), "fine_label_names"),
-        ("meta", pickle.dumps({"fine_label_names": ["a"]}, 2), "found 1 classes"),
+        ("test", dumps({**TEST, "data": TEST["data"][:, :9]}), "shape (2, 9)"),
+        ("test", dumps({**TEST, "fine_labels": [0]}), "shape (2, 3072)"),
+        ("test", dumps({**TEST, "fine_labels": [0, 100]}), "labels from 0 to 100"),
+        ("meta", dumps({}), "fine_label_names"),
+        ("meta", dumps({"fine_label_names": ["a"]}), "found 1 classes"),
     ],
 )
 def test_wrong_authors_files_are_refused(tmp_path, cache, where, content, part):

@@ -56,7 +56,7 @@ def test_download(site, tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
     wrong = replace(archive, sha256="0" * 64)
-    with pytest.raises(UserError, match="SHA-256 .*allowed is the published file; fetch"):
+    with pytest.raises(UserError, match=r"SHA-256 .*allowed is the published file; fetch"):
         download(wrong, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
@@ -81,7 +81,7 @@ def test_no_server(tmp_path):
 
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="root: found .*file"):
+    with pytest.raises(UserError, match=r"root: found .*file"):
         download(Archive("Set", "http://127.0.0.1:9/set.bin", ""), tmp_path / "file")
 
 

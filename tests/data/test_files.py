@@ -114,7 +114,7 @@ PNG = FILES["train/dog/1.png"]
         (broken(FILES, "train/dog/"), ["'dog'", "missing in train/"]),
         (broken(broken(FILES, "train/dog/"), "train/dog/a.txt", b"x"), ["no image", "train/dog"]),
         (broken(FILES, "train/dog/1.png", PNG[:200]), ["train/dog/1.png", "damaged"]),
-        (broken(FILES, "train/dog/1.png", PNG[:-20]), ["train/dog/1.png", "damaged"]),
+        (broken(FILES, "train/dog/1.png", PNG[:-60]), ["train/dog/1.png", "damaged"]),
         (broken(FILES, "train/dog/1.png", b""), ["train/dog/1.png", "damaged"]),
         (broken(FILES, "train/dog/1.png", b"no image"), ["train/dog/1.png", "damaged"]),
         (broken(FILES, "train/cat/0.png", b"no image"), ["train/cat/0.png", "damaged"]),

@@ -1,4 +1,4 @@
-"""Batches equal torchvision's for the same random numbers, and do not depend on where one starts."""
+"""Batches equal torchvision's for the same random numbers, wherever an epoch is entered."""
 
 import itertools
 

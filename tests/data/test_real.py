@@ -48,7 +48,7 @@ def test_cifar100_through_the_pipeline(cifar):
     assert batch.images.shape == (64, 3, 32, 32)
     assert [len(b.targets) for b in pipe.evaluation("val")] == [500] * 10
     images = next(pipe.evaluation("test")).images
-    assert images.mean().abs() < 0.1 and 0.9 < images.std() < 1.1
+    assert images.mean().abs() < 0.2 and 0.9 < images.std() < 1.1
 
 
 def test_tiny_imagenet(tiny):

@@ -30,9 +30,7 @@ def damage(path, how):
         path.write_bytes(b"not a checkpoint" * 100)
     else:  # one flipped bit inside the tensor data
         position = whole.index(torch.full((8,), 2.0).numpy().tobytes())
-        path.write_bytes(
-            whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
-        )
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "no archive", "flipped bit"])

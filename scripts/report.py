@@ -1,0 +1,15 @@
+"""Compare finished runs: a table of means, spreads and paired differences, and a plot."""
+
+from omegaconf import DictConfig
+
+from eakd.config import entry_point
+
+
+def main(config: DictConfig) -> None:
+    from eakd.reproduce.comparison import report
+
+    print(report(config.runs, config.by, config.baseline, config.select, config.plot))
+
+
+if __name__ == "__main__":
+    entry_point(main, "report")

@@ -1,0 +1,145 @@
+"""Every command of README and docs does what it says: run, shrunk to seconds, or composed."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eakd.config import compose
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "checkpoints" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def commands(page):
+    """``python scripts/…`` lines of shell blocks, comments removed and continued lines joined."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("python scripts/"):
+                yield shlex.split(line, comments=True)[1:]
+
+
+README = list(commands(ROOT / "README.md"))
+TRAIN = [words for words in README if words[0] == "scripts/train.py" and "--help" not in words]
+
+
+def run(words, **environment):
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def shrunk(words, tmp_path):
+    """The same command on a few digits for one epoch, writing elsewhere."""
+    small = [re.sub(r"^data=.*", "data=digits", word) for word in words]
+    small = [word for word in small if not word.startswith(("data.root", "recipe.epochs"))]
+    return [
+        *small,
+        *("recipe.epochs=1", "data.train_per_class=4"),
+        *(f"output_root={tmp_path / 'outputs'}", f"checkpoint_root={tmp_path / 'checkpoints'}"),
+    ]
+
+
+@pytest.mark.slow
+def test_every_training_command_of_the_readme_runs(tmp_path):
+    assert len(TRAIN) >= 6
+    for name in ("resnet20", "resnet32x4"):  # the teachers that the commands assume
+        teacher = ["scripts/train.py", f"student={name}", "distiller=none", "save_teacher=true"]
+        result = run(shrunk(teacher, tmp_path))
+        assert result.returncode == 0, result.stderr
+    for words in TRAIN:
+        result = run(shrunk(words, tmp_path))
+        assert result.returncode == 0, (words, result.stderr)
+        assert "last" in result.stdout
+    # The sweep again: nothing is left to do.
+    sweep = next(words for words in TRAIN if "-m" in words)
+    result = run(shrunk(sweep, tmp_path))
+    assert result.returncode == 0 and "epoch 1/1" not in result.stdout
+    assert result.stdout.count("finished before") == 18
+
+    report = next(words for words in README if words[0] == "scripts/report.py")
+    pattern = f"runs={tmp_path}/outputs/digits/resnet20-resnet8/*/*"
+    result = run([report[0], pattern, "by=config_hash"])
+    assert result.returncode == 0 and "| seeds |" in result.stdout, result.stderr
+    evaluate = next(words for words in README if words[0] == "scripts/evaluate.py")
+    result = run([*evaluate, f"checkpoint_root={tmp_path / 'checkpoints'}"])
+    assert result.returncode == 0 and "top-1" in result.stdout, result.stderr
+
+
+def test_help_lists_groups_and_values():
+    for script in ("train", "evaluate", "benchmark", "quickstart", "report"):
+        result = run([f"scripts/{script}.py", "--help"])
+        assert result.returncode == 0, result.stderr
+        assert "eakd:" in result.stdout
+    text = run(["scripts/train.py", "--help"]).stdout
+    for words in ("teacher: ", "student: ", "distiller: ", "weighting: ea", "data: cifar10"):
+        assert words in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_training_command_composes(page):
+    for words in commands(page):
+        if words[0] == "scripts/train.py" and "--help" not in words:
+            overrides = [word for word in words[1:] if word != "-m"]
+            # Of a sweep, the first value of each key.
+            compose([re.sub(r"=([^\[{'\"]*?),.*", r"=\1", override) for override in overrides])
+        assert (ROOT / words[0]).exists()
+
+
+def test_python_blocks_run():
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_links_to_files_exist():
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:docs|configs|eakd|scripts|checkpoints|outputs)/[\w./-]+)`", page.read_text()
+        ):
+            if not re.search(r"\.(safetensors|pth|md|py|yaml)$", name) or "NAME" in name:
+                continue
+            if not name.endswith((".safetensors", ".pth")):
+                assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["scripts/train.py", "teacher=resnet99"], "teacher: found 'resnet99', allowed is one of"),
+        (["scripts/train.py", "recipe.epoch=2"], "recipe.epoch: found an unknown key"),
+        (["scripts/train.py", "recipe.epochs=-2"], "recipe.epochs: found -2"),
+        (["scripts/evaluate.py", "checkpoint=nowhere.pth"], "found no file 'nowhere.pth'"),
+        (["scripts/report.py"], "runs"),
+        (["scripts/report.py", "runs=nowhere/*"], "found no finished run in 'nowhere/*'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(words, expected, tmp_path):
+    where = [f"output_root={tmp_path}"] if words[0] == "scripts/train.py" else []
+    result = run([*words, *where])
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and expected in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_goes_on_after_a_failure_and_says_so(tmp_path):
+    overrides = ["distiller=none", "recipe.epochs=1", "recipe.lr=-1,0.1", "data.train_per_class=4"]
+    result = run(["scripts/train.py", "-m", *overrides, f"output_root={tmp_path}"])
+    assert result.returncode == 2
+    assert "recipe.lr: found -1" in result.stderr
+    assert len(list(tmp_path.glob("**/summary.json"))) == 1
