@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import re
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -32,14 +35,45 @@ UNIDENTIFYING = (
 
 
 def register() -> None:
-    """Offer each ``configs/model/*.yaml`` as ``teacher=`` and ``student=``; define ``run_name``."""
+    """Offer each ``configs/model/*.yaml`` as ``teacher=`` and ``student=``; define resolvers."""
     store = ConfigStore.instance()
     for path in sorted((CONFIGS / "model").glob("*.yaml")):
         for role in ("teacher", "student"):
             store.store(path.stem, OmegaConf.load(path), group=role, provider="configs/model")
-    OmegaConf.register_new_resolver(
-        "run_name", lambda *, _root_: run_name(_root_), replace=True, use_cache=False
+    for name, resolver in (
+        ("run_name", lambda *, _root_: run_name(_root_)),
+        ("published", lambda *tables, _root_: published(_root_, *tables)),
+    ):
+        OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=False)
+
+
+@functools.cache
+def published_tables() -> dict[str, dict[str, dict[str, Any]]]:
+    """``configs/published.yaml``: section → key → entry → value."""
+    return yaml.safe_load((CONFIGS / "published.yaml").read_text(encoding="utf-8"))
+
+
+def published(config: DictConfig, *tables: str) -> Any:
+    """The value of the last entry that matches a run, in tables named ``section.key``.
+
+    ``configs/published.yaml`` explains the entries.
+    """
+    data, method, kind, teacher, student = (
+        OmegaConf.select(config, key, default="none")
+        for key in ("data.name", "distiller.name", "weighting.kind", "teacher.name", "student.name")
     )
+    method = method.removeprefix("ea_")
+    names = [data, method, f"{'none' if method == 'none' else teacher}-{student}"]
+    if kind != "uniform":
+        names.append(f"ea_{method}")
+    value = None
+    for table in tables:
+        section, _, key = table.partition(".")
+        for entry, candidate in published_tables()[section][key].items():
+            parts = [] if entry == "default" else entry.split("/")
+            if all(any(fnmatchcase(name, part) for name in names) for part in parts):
+                value = candidate
+    return value
 
 
 def plain(config: Any) -> Any:
@@ -51,7 +85,8 @@ def identity(config: DictConfig) -> dict[str, Any]:
     """The part of a config that decides a run's numbers, as plain containers.
 
     Spellings of the same computation are made equal: ``distiller=ea_kd`` is ``distiller=kd
-    weighting=ea``, a run without a teacher depends on none, and where the data lies is no part.
+    weighting=ea``, a run without a teacher depends on none, where the data lies is no part, recipes
+    that lead to the same protocol are one, and ``6.0`` is ``6``.
     """
     kept = {str(key): plain(config[key]) for key in config if key not in UNIDENTIFYING}
     kept["distiller"]["name"] = method_label(config)
@@ -59,10 +94,20 @@ def identity(config: DictConfig) -> dict[str, Any]:
         kept.pop("teacher")
     if kept["distiller"]["name"] == "none" or kept["weighting"]["kind"] == "uniform":
         kept["weighting"] = "uniform"
+    kept["recipe"].pop("name", None)
     for place in (kept["data"], kept["data"].get("load", {})):
         for key in ("root", "cache_dir", "download"):
             place.pop(key, None)
-    return kept
+    return _same_numbers(kept)
+
+
+def _same_numbers(value: Any) -> Any:
+    """``6.0`` as ``6``, at any depth: YAML and the command line write either."""
+    if isinstance(value, dict):
+        return {key: _same_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_same_numbers(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def method_label(config: DictConfig) -> str:
@@ -154,9 +199,7 @@ def explain(error: Exception, config_name: str) -> str:
     if isinstance(error, UserError | Diverged):
         return str(error)
     if isinstance(error, MissingMandatoryValue):
-        return (
-            f"{error.full_key}: found no value, give one: {error.full_key}=…"
-        )
+        return f"{error.full_key}: found no value, give one: {error.full_key}=…"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, found = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"

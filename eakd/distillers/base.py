@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from eakd.data.base import Batch
+from eakd.errors import UserError
 from eakd.weighting import Weighting
 
 
@@ -85,6 +86,7 @@ class Distiller(nn.Module):
 
     needs_teacher = True
     needs_strong_view = False
+    folds_teacher = True  # works with batch norms folded into the teacher's convolutions
 
     def __init__(
         self,
@@ -111,6 +113,15 @@ class Distiller(nn.Module):
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
+
+    @classmethod
+    def check_strong_view(cls, present: bool) -> None:
+        """Raise `UserError` if the method compares two views and the second is not ``present``."""
+        if cls.needs_strong_view and not present:
+            raise UserError(
+                f"recipe.strong_view: found none, allowed is auto or randaugment: {cls.__name__} "
+                "compares a weak and a strong view of each image"
+            )
 
     def teach(self, images: Tensor, features: bool = False):
         """The teacher's `Output` for ``images``, without gradient."""

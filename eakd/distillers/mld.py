@@ -10,7 +10,7 @@ from eakd.data.base import Batch
 from eakd.distillers.base import Progress, Terms
 from eakd.distillers.kd import kd_loss, log_probabilities
 from eakd.distillers.standardization import LogitDistiller
-from eakd.errors import UserError, check_choice, check_number
+from eakd.errors import check_choice, check_number
 from eakd.weighting import Weighting
 
 VARIANTS = ("published", "intended")
@@ -163,11 +163,7 @@ class MLD(LogitDistiller):
         self.register_buffer("temperatures", temperatures, persistent=False)
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
-        if batch.strong is None:
-            raise UserError(
-                "recipe.strong_view: found null, allowed is randaugment: MLD compares a weak and a "
-                "strong view of each image (recipe.strong_view=randaugment)"
-            )
+        self.check_strong_view(batch.strong is not None)
         # The frozen teacher takes both views at once; the student one by one, because each view
         # has its own batch statistics.
         both = self.teach(torch.cat([batch.images, batch.strong])).logits

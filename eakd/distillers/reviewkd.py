@@ -20,8 +20,8 @@ def hcl_loss(x: Tensor, target: Tensor) -> Tensor:
     """Hierarchical context loss: the squared difference at several resolutions, per sample.
 
     The full maps count 1 and their average pools to 4×4, 2×2 and 1×1 count ½, ¼ and ⅛; sizes not
-    below the map's own are left out, and the sum is divided by what counted. Source: ReviewKD,
-    section 3.3 and the authors' code.
+    below the map's own are left out, and the sum is divided by what counted. Source: ReviewKD's
+    paper (HCL) and the authors' code.
 
     Args:
         x, target: ``(N, C, H, W)``.
@@ -41,7 +41,7 @@ def hcl_loss(x: Tensor, target: Tensor) -> Tensor:
 
 
 class AttentionFusion(nn.Module):
-    """Fuse a student's map with what the deeper levels left over (ReviewKD, section 3.3: ABF).
+    """Fuse a student's map with what the deeper levels left over (the paper's ABF).
 
     Args:
         channels: of the student's map.

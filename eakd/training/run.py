@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import ROOT, config_hash, identity, method_label, plain
 from eakd.data import Pipeline
+from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
+from eakd.distillers.base import Distiller
 from eakd.errors import Diverged, Interrupted, UserError, check_number
 from eakd.files import write_atomically
 from eakd.models.zoo import load_weights
@@ -23,11 +25,12 @@ from eakd.training.device import Compute
 from eakd.training.evaluation import evaluate
 from eakd.training.loop import fit
 from eakd.training.record import RunRecord, environment
+from eakd.training.schedule import Recipe
 from eakd.training.teacher import find_checkpoint, load_teacher, manifest_entry
 
 log = logging.getLogger(__name__)
 
-STRONG_VIEWS = {"randaugment": randaugment}
+STRONG_VIEWS = {"none": None, "randaugment": randaugment}
 
 
 def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extra: Any) -> Any:
@@ -40,8 +43,25 @@ def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extr
         raise UserError(f"{key}.{error}") from error
 
 
+def strong_view(recipe: Recipe, method: type[Distiller]) -> StrongView | None:
+    """The augmentation of the second view that ``recipe`` asks for, or ``None`` for no such view.
+
+    Raises:
+        UserError: ``method`` needs a second view and ``recipe`` has none.
+    """
+    name = recipe.strong_view
+    if name == "auto":
+        name = "randaugment" if method.needs_strong_view else "none"
+    method.check_strong_view(name != "none")
+    return STRONG_VIEWS[name]
+
+
 def build_data(
-    config: DictConfig, seed: int, batch_size: int, compute: Compute, strong_view: str | None = None
+    config: DictConfig,
+    seed: int,
+    batch_size: int,
+    compute: Compute,
+    view: StrongView | None = None,
 ) -> Pipeline:
     """The data set and its device pipeline from ``config.data``."""
     data = build(config.data.load, "data")
@@ -58,7 +78,7 @@ def build_data(
             batch_size=batch_size,
             device=compute.device,
             seed=seed,
-            strong_view=None if strong_view is None else STRONG_VIEWS[strong_view],
+            strong_view=view,
             **{key: plain(config.data[key]) for key in keys},
         )
     except UserError as error:
@@ -77,7 +97,8 @@ def write_hydra_files(directory: Path, config: DictConfig) -> None:
         hydra = HydraConfig.get()
         files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": hydra}
     for name, node in files.items():
-        text = OmegaConf.to_yaml(node)
+        # Resolved, so that the file says what was run even when a published value is corrected.
+        text = OmegaConf.to_yaml(node, resolve=node is config)
         write_atomically(directory / ".hydra" / name, lambda path, text=text: path.write_text(text))
 
 
@@ -102,13 +123,16 @@ def run(config: DictConfig) -> dict[str, Any]:
     compute = Compute.create(
         *(config.device, config.precision, config.compile, config.channels_last, config.threads)
     )
-    data = build_data(config, config.seed, recipe.batch_size, compute, recipe.strong_view)
+    method = get_object(config.distiller._target_)
+    view = strong_view(recipe, method)
+    data = build_data(config, config.seed, recipe.batch_size, compute, view)
     torch.manual_seed(config.seed)
     student = compute.place(build_model(config.student, "student", data.num_classes))
     label = method_label(config)
     teacher, teacher_accuracy = None, {}
     if label != "none":
-        teacher, teacher_accuracy = build_teacher(config, data, compute)
+        fold = config.fold_batchnorm and method.folds_teacher
+        teacher, teacher_accuracy = build_teacher(config, data, compute, fold)
     distiller = build(
         config.distiller,
         "distiller",
@@ -188,7 +212,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def build_teacher(
-    config: DictConfig, data: Pipeline, compute: Compute
+    config: DictConfig, data: Pipeline, compute: Compute, fold: bool
 ) -> tuple[Any, dict[str, float]]:
     """The trained teacher of ``config.teacher`` and its test accuracy."""
     root = Path(config.checkpoint_root)
@@ -198,9 +222,7 @@ def build_teacher(
     model = build_model(config.teacher, "teacher", data.num_classes)
     # The published accuracy belongs to the zoo's files, not to teachers trained here.
     expected = None if path.suffix == ".safetensors" else entry.get("top1")
-    return load_teacher(
-        model, path, data, compute, config.fold_batchnorm, expected, cache=root / "evaluations"
-    )
+    return load_teacher(model, path, data, compute, fold, expected, cache=root / "evaluations")
 
 
 def evaluate_checkpoint(config: DictConfig) -> dict[str, float]:

@@ -22,7 +22,8 @@ class Recipe:
         milestones: epochs after which the rate drops; values below 1 are fractions of ``epochs``.
         gamma: factor of one drop.
         warmup_epochs: linear warm-up from zero, may be fractional.
-        strong_view: ``"randaugment"`` for methods that need a second, strongly augmented view.
+        strong_view: a second view of each image: ``"auto"`` (if the method needs it), ``"none"`` or
+            ``"randaugment"``.
         name: what tables call this protocol.
 
     Raises:
@@ -39,7 +40,7 @@ class Recipe:
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
     warmup_epochs: float = 0.0
-    strong_view: str | None = None
+    strong_view: str = "auto"
     name: str = "custom"
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class Recipe:
         check_number("weight_decay", self.weight_decay, at_least=0)
         check_choice("nesterov", self.nesterov, (True, False))
         check_choice("schedule", self.schedule, ("step", "cosine"))
-        check_choice("strong_view", self.strong_view, (None, "randaugment"))
+        check_choice("strong_view", self.strong_view, ("auto", "none", "randaugment"))
         check_number("gamma", self.gamma, above=0, at_most=1)
         check_number("warmup_epochs", self.warmup_epochs, at_least=0)
         if self.nesterov and self.momentum == 0:

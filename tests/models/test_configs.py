@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -12,11 +14,12 @@ from eakd.models.inference import count_parameters
 
 from .helpers import ZOO
 
+TIMM = ("vit_b", "deit_b", "swin_b")
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 def test_every_architecture_has_one() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*ZOO, "timm"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*ZOO, *TIMM, "timm"}
 
 
 @pytest.mark.parametrize("name", [*ZOO, "timm"])
@@ -35,3 +38,15 @@ def test_builds_what_it_says(name: str) -> None:
     millions = (count_parameters(model) + (classes - 7) * (width + 1)) / 1e6
     stated = float(text.split(":")[1].split(" M parameters")[0])
     assert stated == pytest.approx(millions, abs=0.05 if millions > 10 else 0.005)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_transformers_say_what_they_are(name: str) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    config = OmegaConf.create(text)
+    assert config.name == name
+    assert timm.is_model_pretrained(config.architecture)
+    with torch.device("meta"):
+        model = timm.create_model(config.architecture, num_classes=200)
+    stated = float(text.split(":")[1].split(" M parameters")[0])
+    assert stated == pytest.approx(count_parameters(model) / 1e6, abs=0.05)

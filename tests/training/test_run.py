@@ -14,7 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eakd.config import compose
+from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, UserError
+from eakd.training import run as run_module
 from eakd.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +189,14 @@ def test_validation_split_selects(tiny, tmp_path):
         (["data.num_classes=100"], "data.num_classes: found 100, allowed is 10"),
         (["teacher.checkpoint=nowhere.pth"], "teacher.checkpoint: found no file 'nowhere.pth'"),
         (["teacher=resnet56"], "student=resnet56 distiller=none save_teacher=true"),
+        (
+            ["distiller=mld", "recipe.strong_view=none"],
+            "recipe.strong_view: found none, allowed is",
+        ),
+        (
+            ["recipe.strong_view=cutout"],
+            "recipe.strong_view: found 'cutout', allowed is one of auto",
+        ),
     ],
 )
 def test_refusals_name_the_key_and_write_nothing(tiny_with_teacher, tmp_path, overrides, words):
@@ -195,6 +205,43 @@ def test_refusals_name_the_key_and_write_nothing(tiny_with_teacher, tmp_path, ov
         train(*tiny_with_teacher, f"run_dir={target}", *overrides)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not target.exists()
+
+
+def test_a_method_gets_the_second_view_and_the_teacher_it_needs(
+    tiny_with_teacher, tmp_path, monkeypatch
+):
+    seen = []
+    build, load = run_module.Pipeline, run_module.load_teacher
+
+    def pipeline(*args, strong_view, **kwargs):
+        seen.append(strong_view)
+        return build(*args, strong_view=strong_view, **kwargs)
+
+    def teacher(model, path, data, compute, fold, *args, **kwargs):
+        seen.append(fold)
+        return load(model, path, data, compute, fold, *args, **kwargs)
+
+    monkeypatch.setattr(run_module, "Pipeline", pipeline)
+    monkeypatch.setattr(run_module, "load_teacher", teacher)
+    for position, (overrides, expected) in enumerate(
+        [
+            (["distiller=kd"], [None, True]),
+            (["distiller=kd", "fold_batchnorm=false"], [None, False]),
+            (["distiller=mld"], [randaugment, True]),
+            (["distiller=kd", "recipe.strong_view=randaugment"], [randaugment, True]),
+            (["distiller=ea_fcfd"], [None, False]),
+        ]
+    ):
+        seen.clear()
+        here = ["recipe.epochs=1", f"run_dir={tmp_path / str(position)}"]
+        train(*tiny_with_teacher, *here, *overrides)
+        assert seen == expected, overrides
+
+
+def test_the_written_config_is_resolved(tiny_with_teacher, tmp_path):
+    train(*tiny_with_teacher, "recipe.epochs=1", "distiller=ea_dkd", f"run_dir={tmp_path}")
+    text = (tmp_path / ".hydra" / "config.yaml").read_text()
+    assert "beta: 8.0" in text and "${" not in text
 
 
 def test_a_teacher_of_another_architecture_or_class_count_is_refused(tiny_with_teacher, tmp_path):
