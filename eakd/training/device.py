@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,22 @@ def _has_native_bfloat16(device: torch.device) -> bool:
         probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
     return False
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep the memory that tensors free, instead of returning it to the system.
+
+    Every step of training on a CPU allocates and frees the same megabytes. By default glibc hands
+    large blocks back, and the next step pays for thousands of page faults: a fifth of the time of
+    a small ResNet. Elsewhere than on glibc this does nothing.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for option in (trim_threshold, mmap_threshold):
+        mallopt(option, 1 << 30)
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,8 @@ class Compute:
             raise UserError(
                 f"device: found {device!r}, allowed is auto, cpu or an accelerator here ({reason})"
             ) from error
+        if chosen.type == "cpu":
+            keep_freed_memory()
         if precision == "auto":
             precision = "bf16" if _has_native_bfloat16(chosen) else "float32"
         return cls(chosen, precision, compile, channels_last)

@@ -292,7 +292,6 @@ def test_ramp():
     assert unramped(batch, progress(1))["appearance"].isfinite().all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
 def test_pairs_of_the_paper(teacher, student, precision):

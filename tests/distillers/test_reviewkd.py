@@ -206,7 +206,6 @@ def test_construction_leaves_the_networks_as_they_were():
         assert torch.equal(tensor, student.state_dict()[key])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
 def test_pairs_of_the_paper(teacher, student, precision):
