@@ -9,7 +9,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python scripts/quickstart.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -82,8 +82,11 @@ def composed(*overrides):
 
 def cell(pair, method, recipe="authors", data="cifar100"):
     """The composed config of a cell of the paper's tables."""
-    teacher, student = (f"{role}={name}" for role, name in zip(("teacher", "student"), pair))
-    return composed(f"data={data}", f"recipe={recipe}", teacher, student, f"distiller={method}")
+    teacher, student = pair
+    return composed(
+        *(f"data={data}", f"recipe={recipe}", f"teacher={teacher}", f"student={student}"),
+        f"distiller={method}",
+    )
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=IDS)
@@ -179,13 +182,8 @@ def test_tiny_imagenet_has_the_same_grammar():
 
 def test_command_line_wins():
     config = composed(
-        *[
-            "data=cifar100",
-            "recipe=authors",
-            "teacher=vgg13",
-            "student=mobilenetv2",
-            "distiller=ea_mld_ls",
-        ],
+        *("data=cifar100", "recipe=authors", "teacher=vgg13", "student=mobilenetv2"),
+        "distiller=ea_mld_ls",
         *("recipe.lr=0.3", "recipe.epochs=7", "recipe.milestones=[3,5]", "distiller.kd_weight=2"),
         "weighting.entropy_temperature=4",
     )

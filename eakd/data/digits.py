@@ -9,7 +9,7 @@ from eakd.data.split import stratified
 from eakd.errors import check_number
 
 
-def digits(image_size: int = 16, train_per_class: int = 20, seed: int = 0) -> ImageData:
+def digits(image_size: int = 16, train_per_class: int = 10, seed: int = 0) -> ImageData:
     """1,797 digits of 43 writers (UCI, Alpaydin and Kaynak, 1998), few of them for training.
 
     Args:

@@ -189,6 +189,11 @@ class Pipeline:
         return self.data.num_classes
 
     @property
+    def image_size(self) -> int:
+        """Height of the images in pixels."""
+        return self.data.train_images.shape[1]
+
+    @property
     def fingerprint(self) -> str:
         return self.data.fingerprint
 

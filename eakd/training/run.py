@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
 import time
@@ -93,8 +94,9 @@ def build_model(node: DictConfig, role: str, num_classes: int) -> Any:
 def write_hydra_files(directory: Path, config: DictConfig) -> None:
     """``.hydra/``: the composed config, the overrides and Hydra's own settings."""
     files = {"config.yaml": config}
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    # A run started by another application, such as quickstart, has no command line of its own.
+    if hydra is not None and Path(hydra.runtime.output_dir) == directory.absolute():
         files |= {"overrides.yaml": hydra.overrides.task, "hydra.yaml": hydra}
     for name, node in files.items():
         # Resolved, so that the file says what was run even when a published value is corrected.
@@ -133,14 +135,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     if label != "none":
         fold = config.fold_batchnorm and method.folds_teacher
         teacher, teacher_accuracy = build_teacher(config, data, compute, fold)
-    distiller = build(
-        config.distiller,
-        "distiller",
-        leave_out=("name",),
-        student=student,
-        teacher=teacher,
-        weighting=weighting,
-    ).to(compute.device)
+    parts: dict[str, Any] = {"student": student, "teacher": teacher, "weighting": weighting}
+    if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
+        parts["image_size"] = data.image_size
+    distiller = build(config.distiller, "distiller", leave_out=("name",), **parts)
+    distiller = distiller.to(compute.device)
 
     record.begin(fresh=not config.resume)
     write_hydra_files(record.directory, config)

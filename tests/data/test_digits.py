@@ -9,15 +9,15 @@ from eakd.errors import UserError
 
 def test_shapes_and_content():
     data = digits()
-    assert data.train_images.shape == (200, 16, 16, 3) and data.train_images.dtype == np.uint8
-    assert data.test_images.shape == (1597, 16, 16, 3)
+    assert data.train_images.shape == (100, 16, 16, 3) and data.train_images.dtype == np.uint8
+    assert data.test_images.shape == (1697, 16, 16, 3)
     assert data.train_labels.dtype == np.int64
     assert data.classes == tuple("0123456789") and data.num_classes == 10
-    assert np.bincount(data.train_labels).tolist() == [20] * 10
+    assert np.bincount(data.train_labels).tolist() == [10] * 10
     assert data.train_images.max() == 255 and data.train_images.min() == 0
     # Constants of configs/data/digits.yaml.
-    assert np.mean(data.train_images / 255) == pytest.approx(0.3010, abs=5e-5)
-    assert np.std(data.train_images / 255) == pytest.approx(0.3160, abs=5e-5)
+    assert np.mean(data.train_images / 255) == pytest.approx(0.2990, abs=5e-5)
+    assert np.std(data.train_images / 255) == pytest.approx(0.3131, abs=5e-5)
 
 
 def test_originals_survive_at_their_own_size():
