@@ -105,7 +105,7 @@ class ReviewKD(Distiller):
         image_size: side in pixels of the one blank image that tells the channels of all maps.
 
     Raises:
-        UserError: a value outside its range, or a network without feature maps.
+        UserError: a value outside its range, or a network without a pyramid of feature maps.
     """
 
     def __init__(
@@ -128,15 +128,23 @@ class ReviewKD(Distiller):
         self.review_weight = review_weight
         self.warmup_epochs = warmup_epochs
 
-        channels = []
+        outputs: dict[str, Output] = {
+            role: dry_run(model, image_size, model.forward)
+            for role, model in (("student", student), ("teacher", teacher))
+        }
+        sizes = {role: [x.shape[-1] for x in out.features] for role, out in outputs.items()}
         for role, model in (("student", student), ("teacher", teacher)):
-            output: Output = dry_run(model, image_size, model.forward)
-            if len(output.features) < 2:
+            # A transformer's maps are of one size: no pyramid to review, unless the user chose as
+            # many of them as the other network has.
+            flat = len(sizes[role]) < 2 or sizes[role][0] <= sizes[role][-1]
+            if flat and (not sizes[role] or len(sizes["student"]) != len(sizes["teacher"])):
                 raise UserError(
-                    f"{role}: found a {type(model).__name__} with {len(output.features)} feature "
-                    "maps, ReviewKD compares maps, allowed is a network with at least 2"
+                    f"{role}: found a {type(model).__name__} with maps of {sizes[role]} pixels, "
+                    "allowed in ReviewKD is a network whose maps shrink from stage to stage"
                 )
-            channels.append([x.shape[1] for x in levels(output.features, output.pooled)])
+        channels = [
+            [x.shape[1] for x in levels(out.features, out.pooled)] for out in outputs.values()
+        ]
         mid_channels = min(max_mid_channels, channels[0][0])
         self.fusions = nn.ModuleList(
             AttentionFusion(source, mid_channels, target, fuse=depth > 0)

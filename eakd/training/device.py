@@ -95,11 +95,14 @@ class Compute:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def place(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Move ``module`` to the device, in the right memory format, compiled if asked for."""
+    def move(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Move ``module`` to the device, in the right memory format."""
         module = module.to(self.device)
-        if self.channels_last:
-            module = module.to(memory_format=torch.channels_last)
+        return module.to(memory_format=torch.channels_last) if self.channels_last else module
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        """`move` a network that will be called on images, and compile it if asked for."""
+        module = self.move(module)
         if self.compile:
             module.compile()  # in place: state-dict names stay the public zoo's
         return module

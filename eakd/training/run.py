@@ -139,7 +139,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
         parts["image_size"] = data.image_size
     distiller = build(config.distiller, "distiller", leave_out=("name",), **parts)
-    distiller = distiller.to(compute.device)
+    distiller = compute.move(distiller)  # what the method trains besides the student
 
     record.begin(fresh=not config.resume)
     write_hydra_files(record.directory, config)

@@ -249,7 +249,7 @@ def test_transformer_with_maps_of_equal_size():
 def test_networks_without_maps(role):
     flat = Given(Output(torch.zeros(1, 10), [], [], torch.zeros(1, 10)))
     pair = {"student": network("resnet8", 10), "teacher": network("resnet8", 10), role: flat}
-    with pytest.raises(UserError, match=f"^{role}: found a Given with 0 feature maps[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{role}: found a Given with maps of \[\] pixels[^\n]*$"):
         ReviewKD(**pair)
 
 

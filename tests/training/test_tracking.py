@@ -36,12 +36,13 @@ def test_offline_without_credentials_and_two_runs_do_not_merge(
 ):
     caplog.set_level(logging.INFO)
     for seed in (0, 1):
-        run(
-            compose(
-                [*tiny, "distiller=none", "tracking=wandb", f"seed={seed}"]
-                + [f"run_dir={tmp_path / str(seed)}"]
-            )
-        )
+        job = [
+            "distiller=none",
+            "tracking=wandb",
+            f"seed={seed}",
+            f"run_dir={tmp_path / str(seed)}",
+        ]
+        run(compose([*tiny, *job]))
         (folder,) = (tmp_path / str(seed) / "wandb").glob("offline-run-*")
         identifier = (tmp_path / str(seed) / "wandb_id").read_text()
         assert folder.name.endswith(identifier)
