@@ -13,12 +13,16 @@ PACKAGE = Path(__file__).parents[1] / "eakd"
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "download": {"errors", "files"},
     "weighting": {"errors"},
     "config": {"errors"},
     "models": {"errors", "files"},
-    "data": {"errors", "files"},
+    "data": {"errors", "files", "download"},
     "distillers": {"errors", "weighting", "data", "models"},
-    "training": {"errors", "files", "weighting", "config", "data", "models", "distillers"},
+    "training": {
+        *("errors", "files", "download", "weighting", "config"),
+        *("data", "models", "distillers"),
+    },
     "reproduce": {"errors", "files", "config", "data", "models", "distillers", "training"},
 }
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from eakd.data.base import ImageData
 from eakd.data.cache import Allocate, Labels, cached
-from eakd.data.download import Archive
 from eakd.data.folders import class_folders, locate, read
 from eakd.data.source import MAX_FILE_BYTES, open_source, signature
+from eakd.download import Archive
 from eakd.errors import UserError, check_choice
 
 TRAIN_SIZE, TEST_SIZE = 50_000, 10_000

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from eakd.data.base import ImageData
 from eakd.data.cache import Allocate, Labels, cached
-from eakd.data.download import Archive
-from eakd.data.download import download as fetch_archive
 from eakd.data.source import Source, decode, is_image, open_source
+from eakd.download import Archive
+from eakd.download import download as fetch_archive
 from eakd.errors import UserError, check_choice, check_number
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from torch import nn
 
 from eakd.data import Pipeline
+from eakd.download import Archive, download
 from eakd.errors import UserError
 from eakd.files import write_json
 from eakd.models.inference import prepare_teacher
@@ -59,7 +59,8 @@ def find_checkpoint(
             return path
     url, digest = entry.get("url"), entry.get("sha256")
     if url and digest:
-        return download(url, digest, places[-1])
+        archive = Archive(f"{name} for {data}", url, digest)
+        return download(archive, root / data, f"{name}.pth", key="teacher.checkpoint")
     source = entry.get("source")
     published = f", or unpack {source} and pass teacher.checkpoint=FILE" if source else ""
     raise UserError(
@@ -67,21 +68,6 @@ def find_checkpoint(
         f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
         + published
     )
-
-
-def download(url: str, sha256: str, path: Path) -> Path:
-    """Fetch ``url`` to ``path`` if its SHA-256 is right, with a progress bar."""
-    import torch
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log.info("downloading %s", url)
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    except urllib.error.URLError as error:
-        raise UserError(f"teacher.checkpoint: {url} cannot be reached ({error.reason})") from error
-    except RuntimeError as error:  # wrong hash; nothing was kept
-        raise UserError(f"teacher.checkpoint: {url}: {error}") from error
-    return path
 
 
 def load_teacher(

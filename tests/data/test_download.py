@@ -11,7 +11,7 @@ from synthetic import tiny_files, write_zip
 
 import eakd.data.folders as folders
 from eakd.data import tiny_imagenet
-from eakd.data.download import Archive, download
+from eakd.download import Archive, download
 from eakd.errors import UserError
 
 

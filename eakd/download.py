@@ -21,7 +21,7 @@ class Archive:
     """A published file.
 
     Attributes:
-        title: of the set, for messages.
+        title: what it is, for messages.
         url: where its authors publish it.
         sha256: of the file, in hex.
     """
@@ -35,8 +35,16 @@ class Archive:
         return self.url.rpartition("/")[2]
 
 
-def download(archive: Archive, folder: Path) -> Path:
+def download(
+    archive: Archive, folder: Path, filename: str | None = None, key: str = "root"
+) -> Path:
     """Fetch ``archive`` into ``folder``, with a progress bar.
+
+    Args:
+        archive: what to fetch.
+        folder: made if needed.
+        filename: its name there, by default the published one.
+        key: the config key that asked for it, for messages.
 
     Returns:
         The file, complete and checked.
@@ -44,14 +52,14 @@ def download(archive: Archive, folder: Path) -> Path:
     Raises:
         UserError: it cannot be fetched or is not what was published; nothing is left then.
     """
-    target = folder / archive.filename
+    target = folder / (filename or archive.filename)
     advice = f"fetch {archive.url} (SHA-256 {archive.sha256}) elsewhere and put it at {target}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{target.name}.", suffix=".tmp")
     except OSError as error:
         raise UserError(
-            f"root: found {folder} ({error.strerror or error}), allowed is a folder to write "
+            f"{key}: found {folder} ({error.strerror or error}), allowed is a folder to write "
             f"{archive.title} to, or one that has it"
         ) from error
     try:
@@ -61,14 +69,14 @@ def download(archive: Archive, folder: Path) -> Path:
                 _copy(archive, file, digest)
             except (OSError, HTTPException) as error:
                 raise UserError(
-                    f"root: found no {archive.title} in {folder} and could not download it "
+                    f"{key}: found no {archive.title} in {folder} and could not download it "
                     f"({' '.join(str(error).split())}); {advice}"
                 ) from error
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != archive.sha256:
             raise UserError(
-                f"root: found a download of {archive.title} with SHA-256 {digest.hexdigest()}, "
+                f"{key}: found a download of {archive.title} with SHA-256 {digest.hexdigest()}, "
                 f"allowed is the published file; {advice}"
             )
         os.chmod(temporary, 0o644)
