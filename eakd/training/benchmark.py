@@ -11,7 +11,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from hydra.utils import get_object
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
@@ -28,11 +29,12 @@ from eakd.data import Pipeline
 from eakd.data.base import ImageData
 from eakd.distillers.base import Progress
 from eakd.distillers.kd import kd_loss
+from eakd.errors import check_number
 from eakd.files import write_json
 from eakd.models.inference import prepare_teacher
 from eakd.training.device import Compute
 from eakd.training.loop import Meters, make_optimizer, train_epoch
-from eakd.training.run import build, build_model
+from eakd.training.run import build_distiller, build_model, strong_view
 from eakd.training.schedule import Recipe
 from eakd.weighting import Weighting
 
@@ -50,21 +52,22 @@ def random_images(count: int, size: int, classes: int, seed: int) -> ImageData:
 
 def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: Weighting) -> Block:
     """`train_epoch` exactly as `fit` calls it, one epoch a block."""
-    teacher, student = models(config, compute)
-    options = {"mean": list(config.data.mean), "std": list(config.data.std)}
+    recipe = Recipe(epochs=1, batch_size=config.batch_size)
+    method = get_object(config.distiller._target_)
+    fold = config.fold_batchnorm and method.folds_teacher
+    teacher, student = models(config, compute, fold)
     pipeline = Pipeline(
-        data, batch_size=config.batch_size, device=compute.device, seed=config.seed, **options
+        data,
+        batch_size=config.batch_size,
+        device=compute.device,
+        seed=config.seed,
+        mean=list(config.data.mean),
+        std=list(config.data.std),
+        strong_view=strong_view(recipe, method),
     )
-    distiller = build(
-        *(config.distiller, "distiller"),
-        leave_out=("name",),
-        student=student,
-        teacher=teacher,
-        weighting=weighting,
-    ).to(compute.device)
+    distiller = build_distiller(config, student, teacher, weighting, config.image_size, compute)
     distiller.train()
     samples = len(data.train_labels)
-    recipe = Recipe(epochs=1, batch_size=config.batch_size)
     optimizer = make_optimizer(distiller, recipe, compute)
 
     def block() -> float:
@@ -82,7 +85,7 @@ def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: W
 
 def limit_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
     """Teacher forward, student forward and backward, optimiser, on one resident batch."""
-    teacher, student = models(config, compute)
+    teacher, student = models(config, compute, config.fold_batchnorm)
     images = torch.rand(config.batch_size, 3, config.image_size, config.image_size)
     if compute.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -198,13 +201,12 @@ def plain_process(config: DictConfig, compute: Compute) -> Iterator[Block]:
     try:
         yield block
     finally:
-        ours.send(False)
+        with suppress(BrokenPipeError):  # it died and has said why
+            ours.send(False)
         process.join()
 
 
-def models(
-    config: DictConfig, compute: Compute, fold: bool | None = None
-) -> tuple[nn.Module, nn.Module]:
+def models(config: DictConfig, compute: Compute, fold: bool) -> tuple[nn.Module, nn.Module]:
     """Fresh teacher and student, placed as `run` places them."""
     torch.manual_seed(config.seed)
     teacher, student = (
@@ -212,7 +214,7 @@ def models(
         for role in ("teacher", "student")
     )
     teacher.eval().requires_grad_(False)
-    if config.fold_batchnorm if fold is None else fold:
+    if fold:
         example = torch.rand(2, 3, config.image_size, config.image_size, device=compute.device)
         teacher = prepare_teacher(teacher, example, compute.dtype, compute.channels_last)
         teacher = compute.place(teacher)
@@ -224,6 +226,8 @@ def benchmark(config: DictConfig) -> str:
     compute = Compute.create(
         *(config.device, config.precision, config.compile, config.channels_last, config.threads)
     )
+    check_number("steps", config.steps, at_least=10, integer=True)
+    check_number("rounds", config.rounds, at_least=1, integer=True)
     samples = config.steps * config.batch_size
     data = random_images(samples, config.image_size, config.num_classes, config.seed)
     with plain_process(config, compute) as plain:
@@ -252,6 +256,7 @@ def report(
 
     speeds = {name: samples / statistics.median(values) for name, values in seconds.items()}
     numbers: dict[str, Any] = {
+        "method": config.distiller.name,
         "teacher": config.teacher.name,
         "student": config.student.name,
         "batch_size": config.batch_size,
@@ -268,8 +273,8 @@ def report(
     if config.output:
         write_json(Path(config.output), numbers)
     lines = [
-        f"{config.teacher.name} → {config.student.name}, batch {config.batch_size}, "
-        f"{compute.device.type}, ours in {compute.precision}",
+        f"{config.distiller.name}, {config.teacher.name} → {config.student.name}, "
+        f"batch {config.batch_size}, {compute.device.type}, ours in {compute.precision}",
         "",
         "| loop | samples/s |",
         "|---|---|",

@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from eakd.config import ROOT, config_hash, identity, method_label, plain
 from eakd.data import Pipeline
@@ -28,6 +29,7 @@ from eakd.training.loop import fit
 from eakd.training.record import RunRecord, environment
 from eakd.training.schedule import Recipe
 from eakd.training.teacher import find_checkpoint, load_teacher, manifest_entry
+from eakd.weighting import Weighting
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,23 @@ def build_model(node: DictConfig, role: str, num_classes: int) -> Any:
     return build(node, role, leave_out=("name", "checkpoint"), num_classes=num_classes)
 
 
+def build_distiller(
+    config: DictConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    weighting: Weighting,
+    image_size: int,
+    compute: Compute,
+) -> Distiller:
+    """The method of ``config.distiller`` around networks that are already on the device."""
+    parts: dict[str, Any] = {"student": student, "teacher": teacher, "weighting": weighting}
+    method = get_object(config.distiller._target_)
+    if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
+        parts["image_size"] = image_size
+    distiller = build(config.distiller, "distiller", leave_out=("name",), **parts)
+    return compute.move(distiller)  # what the method trains besides the student
+
+
 def write_hydra_files(directory: Path, config: DictConfig) -> None:
     """``.hydra/``: the composed config, the overrides and Hydra's own settings."""
     files = {"config.yaml": config}
@@ -135,11 +154,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     if label != "none":
         fold = config.fold_batchnorm and method.folds_teacher
         teacher, teacher_accuracy = build_teacher(config, data, compute, fold)
-    parts: dict[str, Any] = {"student": student, "teacher": teacher, "weighting": weighting}
-    if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
-        parts["image_size"] = data.image_size
-    distiller = build(config.distiller, "distiller", leave_out=("name",), **parts)
-    distiller = compute.move(distiller)  # what the method trains besides the student
+    distiller = build_distiller(config, student, teacher, weighting, data.image_size, compute)
 
     record.begin(fresh=not config.resume)
     write_hydra_files(record.directory, config)
