@@ -8,7 +8,7 @@ from eakd.config import entry_point
 def main(config: DictConfig) -> None:
     from eakd.reproduce.comparison import report
 
-    print(report(config.runs, config.by, config.baseline, config.select, config.plot))
+    print(report(config.runs, list(config.by), config.baseline, config.select, config.plot))
 
 
 if __name__ == "__main__":

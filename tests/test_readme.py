@@ -73,9 +73,11 @@ def test_every_training_command_of_the_readme_runs(tmp_path):
     assert result.stdout.count("finished before") == 18
 
     report = next(words for words in README if words[0] == "scripts/report.py")
-    pattern = f"runs={tmp_path}/outputs/digits/resnet20-resnet8/*/*"
-    result = run([report[0], pattern, "by=config_hash"])
-    assert result.returncode == 0 and "| seeds |" in result.stdout, result.stderr
+    result = run([word.replace("runs=outputs", f"runs={tmp_path}/outputs") for word in report])
+    assert result.returncode == 0, result.stderr
+    assert "ea_kd, entropy_temperature=2 | 3 |" in result.stdout and "| kd | 3 |" in result.stdout
+    result = run([report[0], f"runs={tmp_path}/outputs/digits/resnet20-resnet8/**"])
+    assert result.returncode == 2 and "weighting.entropy_temperature" in result.stderr
     evaluate = next(words for words in README if words[0] == "scripts/evaluate.py")
     result = run([*evaluate, f"checkpoint_root={tmp_path / 'checkpoints'}"])
     assert result.returncode == 0 and "top-1" in result.stdout, result.stderr

@@ -5,13 +5,13 @@ from __future__ import annotations
 import glob
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eakd.errors import UserError, check_choice
-from eakd.training.record import read_json, read_metrics
+from eakd.training.record import differences, read_json, read_metrics
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,35 @@ class Row:
 
 
 def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """Summaries of the finished runs among ``directories``, each with its ``directory``."""
+    """Summaries of the finished runs among ``directories``, with their ``directory``, ``config``."""
     runs = []
     for directory in sorted(set(directories)):
         summary = read_json(directory / "summary.json")
         if summary is not None:
-            runs.append({**summary, "directory": directory})
+            config = read_json(directory / "config.json") or {}
+            runs.append({**summary, "directory": directory, "config": config})
     return runs
+
+
+def label(run: dict[str, Any], by: Sequence[str] = ("method",)) -> str:
+    """The name of the group that a run belongs to.
+
+    Args:
+        run: one of `read_runs`.
+        by: keys of the summary, or dotted keys of the config such as
+            ``weighting.entropy_temperature``; a run without that key leaves it out.
+    """
+    parts = []
+    for key in by:
+        value = run.get(key)
+        if value is None:
+            value = run.get("config", {})
+            for name in key.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            plain = key in ("method", "data", "teacher", "student")
+            parts.append(str(value) if plain else f"{key.rpartition('.')[2]}={value}")
+    return ", ".join(parts)
 
 
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
@@ -76,28 +98,33 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
 
 
 def compare(
-    runs: list[dict[str, Any]], baseline: str = "kd", select: str = "last", by: str = "method"
+    runs: list[dict[str, Any]],
+    baseline: str = "kd",
+    select: str = "last",
+    by: Sequence[str] = ("method",),
 ) -> list[Row]:
     """One `Row` per method, in the order in which the runs name them.
 
     Args:
         runs: summaries of `read_runs`.
-        baseline: the method that differences are taken against.
+        baseline: the group that differences are taken against.
         select: ``"last"`` or ``"best"``, the accuracy that differences use.
-        by: the summary key that tells methods apart.
+        by: what tells groups apart, see `label`.
 
     Raises:
-        UserError: two runs of one method share a seed, so that a mean would mix settings.
+        UserError: two runs of one group share a seed, so that a mean would mix settings.
     """
     groups: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
-        if run["seed"] in groups[run[by]]:
-            other = groups[run[by]][run["seed"]]["directory"]
+        group, seed = groups[label(run, by)], run["seed"]
+        if seed in group:
+            configs = [each.get("config", {}) for each in (group[seed], run)]
+            changed = "; ".join(differences(*configs)[:3])
             raise UserError(
-                f"runs: found two runs of {run[by]} with seed {run['seed']} ({other} and "
-                f"{run['directory']}), allowed is one; narrow the selection"
+                f"by: found two runs of {label(run, by)} with seed {seed} that differ in "
+                f"{changed or 'nothing but their place'}; add that key to by, or narrow runs"
             )
-        groups[run[by]][run["seed"]] = run
+        group[seed] = run
 
     def accuracies(name: str) -> dict[int, float]:
         return {seed: run[f"top1_{select}"] for seed, run in groups.get(name, {}).items()}
@@ -150,7 +177,7 @@ def to_markdown(rows: list[Row], baseline: str = "kd", select: str = "last") -> 
 
 def report(
     pattern: str,
-    by: str = "method",
+    by: Sequence[str] = ("method",),
     baseline: str = "kd",
     select: str = "last",
     plot: str | None = None,
@@ -165,18 +192,13 @@ def report(
     runs = read_runs(path for path in found if path.is_dir())
     if not runs:
         raise UserError(f"runs: found no finished run in {pattern!r}, allowed is a glob of runs")
-    for run in runs:
-        check_choice("by", by, run)
-    pairs = {(run["data"], run["teacher"], run["student"]) for run in runs if run["teacher"]}
-    if len(pairs) > 1 and by == "method":
-        names = ", ".join(sorted("/".join(pair) for pair in pairs))
-        raise UserError(f"runs: found several pairs ({names}), allowed is one; narrow the glob")
+    rows = compare(runs, baseline, select, by)
     if plot:
         plot_curves(runs, Path(plot), by)
-    return to_markdown(compare(runs, baseline, select, by), baseline, select)
+    return to_markdown(rows, baseline, select)
 
 
-def plot_curves(runs: list[dict[str, Any]], path: Path, by: str = "method") -> None:
+def plot_curves(runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("method",)) -> None:
     """Test accuracy over epochs: the mean of each method's seeds and the band they span."""
     import matplotlib
 
@@ -187,7 +209,7 @@ def plot_curves(runs: list[dict[str, Any]], path: Path, by: str = "method") -> N
     curves = defaultdict(list)
     for run in runs:
         lines = read_metrics(run["directory"])
-        curves[run[by]].append([line["test_top1"] for line in lines])
+        curves[label(run, by)].append([line["test_top1"] for line in lines])
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for name, values in curves.items():
         shortest = min(map(len, values))

@@ -3,8 +3,10 @@
 import pytest
 from scipy import stats
 
+from eakd.config import compose
 from eakd.errors import UserError
-from eakd.reproduce import compare, to_markdown
+from eakd.reproduce import compare, report, to_markdown
+from eakd.training.run import run as train
 
 
 def run(method, seed, last, best=None):
@@ -15,6 +17,7 @@ def run(method, seed, last, best=None):
         "top1_best": best or last + 1,
         "seconds": 10.0,
         "directory": f"{method}/{seed}",
+        "config": {"recipe": {"lr": 0.05}},
     }
 
 
@@ -46,5 +49,24 @@ def test_last_and_best_are_kept_apart():
 
 
 def test_two_settings_are_never_averaged():
-    with pytest.raises(UserError, match="two runs of kd with seed 1"):
-        compare([*RUNS, run("kd", 1, 50.0)])
+    other = {**run("kd", 1, 50.0), "config": {"recipe": {"lr": 1}}}
+    with pytest.raises(UserError, match=r"two runs of kd with seed 1 that differ in recipe\.lr"):
+        compare([*RUNS, other])
+    rows = compare([*RUNS, other], by=("method", "recipe.lr"))
+    assert [row.method for row in rows] == ["kd, lr=0.05", "ea_kd, lr=0.05", "kd, lr=1"]
+
+
+def test_report_reads_what_runs_leave(tiny_with_teacher, tmp_path):
+    for seed in (0, 1):
+        for method in ("kd", "ea_kd"):
+            job = [
+                f"distiller={method}",
+                f"seed={seed}",
+                f"run_dir={tmp_path / method / str(seed)}",
+            ]
+            train(compose([*tiny_with_teacher, *job]))
+    table = report(f"{tmp_path}/**", plot=str(tmp_path / "curves.png"))
+    assert "| kd | 2 |" in table and "| ea_kd | 2 |" in table
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="found no finished run"):
+        report(f"{tmp_path}/nowhere")
