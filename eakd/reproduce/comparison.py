@@ -50,7 +50,7 @@ class Row:
 
 
 def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """Summaries of the finished runs among ``directories``, with their ``directory``, ``config``."""
+    """Summaries of the finished runs among ``directories``, with ``directory`` and ``config``."""
     runs = []
     for directory in sorted(set(directories)):
         summary = read_json(directory / "summary.json")
