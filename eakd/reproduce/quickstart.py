@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from omegaconf import DictConfig
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eakd.config import compose
 from eakd.files import write_atomically
@@ -23,16 +25,18 @@ def quickstart(config: DictConfig) -> str:
         f"checkpoint_root={config.checkpoint_root}",
         *config.overrides,
     ]
-    teacher = [f"student={config.teacher}", "distiller=none", "save_teacher=true"]
-    run(compose(common + teacher))
-    directories = []
+    jobs = [[f"student={config.teacher}", "distiller=none", "save_teacher=true"]]
     for seed in config.seeds:
         for method in config.methods:
-            student = [f"teacher={config.teacher}", f"student={config.student}"]
-            job = compose([*common, *student, f"distiller={method}", f"seed={seed}"])
-            run(job)
-            directories.append(Path(job.run_dir))
-    runs = read_runs(directories)
+            pair = [f"teacher={config.teacher}", f"student={config.student}"]
+            jobs.append([*pair, f"distiller={method}", f"seed={seed}"])
+    directories = []
+    with logging_redirect_tqdm():
+        for job in tqdm(jobs, desc="runs", unit="run"):
+            composed = compose([*common, *job])
+            run(composed)
+            directories.append(Path(composed.run_dir))
+    runs = read_runs(directories[1:])  # without the teacher's
     order = {method: position for position, method in enumerate(config.methods)}
     runs.sort(key=lambda each: (order.get(each["method"], len(order)), each["seed"]))
     first = runs[0]

@@ -134,6 +134,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     record = RunRecord(config.run_dir, identity(config))
     if config.resume and record.summary is not None:
         log.info("finished before: %s", record.directory)
+        if config.save_teacher:
+            save_as_teacher(config, record)
         return record.summary
     began = time.perf_counter()
 
@@ -213,16 +215,22 @@ def run(config: DictConfig) -> dict[str, Any]:
     finally:
         tracker.finish(summary)
     if config.save_teacher:
-        target = Path(config.checkpoint_root) / names["data"] / f"{names['student']}.safetensors"
-        source = record.directory / "last.safetensors"
-        write_atomically(target, lambda path: shutil.copyfile(source, path))
-        log.info("saved %s", target)
+        save_as_teacher(config, record)
     log.info(
         "%s: last %.2f %%, best %.2f %% (epoch %d, chosen on %s) in %s",
         *(label, summary["top1_last"], summary["top1_best"], summary["top1_best_epoch"]),
         *(summary["selection"], record.directory),
     )
     return summary
+
+
+def save_as_teacher(config: DictConfig, record: RunRecord) -> None:
+    """Copy the finished student to where ``teacher.checkpoint=auto`` looks."""
+    folder = Path(config.checkpoint_root) / config.data.name
+    target = folder / f"{config.student.name}.safetensors"
+    source = record.directory / "last.safetensors"
+    write_atomically(target, lambda path: shutil.copyfile(source, path))
+    log.info("saved %s", target)
 
 
 def build_teacher(

@@ -94,6 +94,17 @@ def test_a_finished_run_is_not_run_twice(tiny_with_teacher, tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_lost_teacher_comes_back_without_training(tiny, tmp_path):
+    folder = tmp_path / "checkpoints"
+    job = [*tiny, "distiller=none", "save_teacher=true", f"checkpoint_root={folder}"]
+    train(*job)
+    (saved,) = folder.glob("digits/*.safetensors")
+    content = saved.read_bytes()
+    saved.unlink()
+    train(*job)
+    assert saved.read_bytes() == content
+
+
 def test_uniform_weighting_is_the_plain_method_and_seeds_differ(tiny_with_teacher, tmp_path):
     def weights(name, *overrides):
         train(*tiny_with_teacher, f"run_dir={tmp_path / name}", *overrides)
