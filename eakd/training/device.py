@@ -81,6 +81,8 @@ class Compute:
             ) from error
         if chosen.type == "cpu":
             keep_freed_memory()
+        elif chosen.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # shapes repeat, so search for the fastest once
         if precision == "auto":
             precision = "bf16" if _has_native_bfloat16(chosen) else "float32"
         return cls(chosen, precision, compile, channels_last)
