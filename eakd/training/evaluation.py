@@ -24,7 +24,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> di
     """Top-1 and top-5 accuracy in percent, in eval mode; the model's mode is put back."""
     training = model.training
     model.eval()
-    counts = torch.zeros(2, device=compute.device)
+    counts = torch.zeros(2, dtype=torch.int64, device=compute.device)
     samples = 0
     for batch in batches:
         with compute.autocast():
@@ -32,5 +32,5 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> di
         counts += torch.stack([correct(logits, batch.targets, k) for k in (1, 5)])
         samples += len(batch.targets)
     model.train(training)
-    top1, top5 = (100 * counts / samples).tolist()
+    top1, top5 = (100 * count / samples for count in counts.tolist())
     return {"top1": top1, "top5": top5}

@@ -116,7 +116,8 @@ def _finite(value: float) -> bool:
 
 
 def make_optimizer(distiller: Distiller, recipe: Recipe, compute: Compute) -> torch.optim.SGD:
-    return torch.optim.SGD(
+    """SGD over everything the method trains, fused where the device has such a kernel."""
+    optimizer = torch.optim.SGD(
         distiller.trainable_parameters(),
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -124,6 +125,13 @@ def make_optimizer(distiller: Distiller, recipe: Recipe, compute: Compute) -> to
         nesterov=recipe.nesterov,
         fused=compute.device.type in ("cuda", "cpu"),
     )
+    # The fused kernel wants either no momentum at all or one for each parameter, but a method may
+    # leave parameters out of its first steps (FCFD samples its bridges). Zero is what SGD assumes.
+    if recipe.momentum:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def train_epoch(
