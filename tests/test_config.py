@@ -25,7 +25,7 @@ def test_ea_methods_bring_the_weighting(name):
     assert config.weighting.kind == ("ea" if name.startswith("ea_") else "uniform")
 
 
-@pytest.mark.parametrize("group", ["data", "weighting", "recipe", "tracking"])
+@pytest.mark.parametrize("group", ["data", "weighting", "recipe", "tracking", "experiment"])
 def test_every_option_composes(group):
     for path in (CONFIGS / group).glob("*.yaml"):
         compose([f"{group}={path.stem}"])
