@@ -240,9 +240,12 @@ def benchmark(config: DictConfig) -> str:
         for block in loops.values():
             block()  # warm-up: compilation, worker start, allocator
         seconds: dict[str, list[float]] = {name: [] for name in loops}
+        order = list(loops)
         for _ in range(config.rounds):
-            for name, block in loops.items():
-                seconds[name].append(block())
+            for name in order:
+                seconds[name].append(loops[name]())
+            # Each loop follows each other in turn: the one after the plain loop finds cold caches.
+            order.append(order.pop(0))
     return report(config, compute, seconds, samples)
 
 

@@ -33,8 +33,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    for option in (trim_threshold, mmap_threshold):
-        mallopt(option, 1 << 30)
+    mallopt(trim_threshold, 1 << 30)
+    # Some versions of glibc refuse (return 0 for) more than 32 MiB.
+    _ = mallopt(mmap_threshold, 1 << 30) or mallopt(mmap_threshold, 32 << 20)
 
 
 @dataclass(frozen=True)
