@@ -84,7 +84,6 @@ class Distiller(nn.Module):
         weighting: maps ``(student_logits, teacher_logits)`` to ``(N,)``; uniform when ``None``.
     """
 
-    needs_teacher = True
     needs_strong_view = False
     folds_teacher = True  # works with batch norms folded into the teacher's convolutions
 

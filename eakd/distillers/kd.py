@@ -44,8 +44,6 @@ def kd_loss(
 class CrossEntropy(Distiller):
     """Training on the labels alone: teachers, and the student's baseline (``distiller=none``)."""
 
-    needs_teacher = False
-
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         logits = self.student(batch.images, features=False).logits
         return Terms({"ce": F.cross_entropy(logits, batch.targets)}, logits)

@@ -34,7 +34,7 @@ from eakd.files import write_json
 from eakd.models.inference import prepare_teacher
 from eakd.training.device import Compute
 from eakd.training.loop import Meters, make_optimizer, train_epoch
-from eakd.training.run import build_distiller, build_model, strong_view
+from eakd.training.run import build_compute, build_distiller, build_model, strong_view
 from eakd.training.schedule import Recipe
 from eakd.weighting import Weighting
 
@@ -223,9 +223,7 @@ def models(config: DictConfig, compute: Compute, fold: bool) -> tuple[nn.Module,
 
 def benchmark(config: DictConfig) -> str:
     """Measure and return a Markdown table; also writes JSON to ``config.output``."""
-    compute = Compute.create(
-        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
-    )
+    compute = build_compute(config)
     check_number("steps", config.steps, at_least=10, integer=True)
     check_number("rounds", config.rounds, at_least=1, integer=True)
     samples = config.steps * config.batch_size

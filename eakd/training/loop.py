@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import sys
 import threading
@@ -75,7 +76,7 @@ class Meters:
         if step < 0:
             return
         means = self.read()
-        terms = [n[5:] for n in means if n.startswith("loss_") and not _finite(means[n])]
+        terms = [n[5:] for n in means if n.startswith("loss_") and not math.isfinite(means[n])]
         good = record.directory / LAST
         where = good if good.exists() else "none yet"
         raise Diverged(
@@ -109,10 +110,6 @@ class Meters:
         device = self.samples.device
         for name, value in state.items():
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
-
-
-def _finite(value: float) -> bool:
-    return abs(value) != float("inf") and value == value
 
 
 def make_optimizer(distiller: Distiller, recipe: Recipe, compute: Compute) -> torch.optim.SGD:

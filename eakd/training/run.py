@@ -46,6 +46,13 @@ def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extr
         raise UserError(f"{key}.{error}") from error
 
 
+def build_compute(config: DictConfig) -> Compute:
+    """The device and precision of ``configs/compute.yaml``'s keys."""
+    return Compute.create(
+        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
+    )
+
+
 def strong_view(recipe: Recipe, method: type[Distiller]) -> StrongView | None:
     """The augmentation of the second view that ``recipe`` asks for, or ``None`` for no such view.
 
@@ -143,9 +150,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     recipe = build(config.recipe, "recipe")
     weighting = build(config.weighting, "weighting")
     tracker = build(config.tracking, "tracking")
-    compute = Compute.create(
-        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
-    )
+    compute = build_compute(config)
     method = get_object(config.distiller._target_)
     view = strong_view(recipe, method)
     data = build_data(config, config.seed, recipe.batch_size, compute, view)
@@ -249,9 +254,7 @@ def build_teacher(
 
 def evaluate_checkpoint(config: DictConfig) -> dict[str, float]:
     """Test accuracy of ``config.checkpoint``; printed, and returned in percent."""
-    compute = Compute.create(
-        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
-    )
+    compute = build_compute(config)
     data = build_data(config, seed=0, batch_size=config.batch_size, compute=compute)
     model = build_model(config.model, "model", data.num_classes)
     root, name = Path(config.checkpoint_root), config.model.name
