@@ -167,7 +167,7 @@ def _chosen(
         return list(known)
     wanted = list(dict.fromkeys([wanted] if isinstance(wanted, str) else map(str, wanted)))
     if not wanted:
-        raise UserError(f"{key}: found an empty list, allowed is null for all of {', '.join(known)}")
+        raise UserError(f"{key}: found an empty list, allowed is null for {', '.join(known)}")
     for name in wanted:
         if name not in known and not or_else(name):
             more = ", or TEACHER-STUDENT of two models" if key == "pairs" else ""
