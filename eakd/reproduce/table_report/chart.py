@@ -10,7 +10,7 @@ from eakd.reproduce.table_report.numbers import Entry, Report
 SIDE, LEFT, TOP, BOTTOM, LEGEND = 420, 56, 34, 48, 150  # pixels
 
 # Told apart with every common colour vision, on white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#7b4fa3")
 
 _STYLE = """
 .chart { color: #1f2328; font: 12px system-ui, sans-serif; }

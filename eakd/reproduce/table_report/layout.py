@@ -61,9 +61,9 @@ def describe(report: Report) -> str:
         "test accuracy in percent, mean ± sample standard deviation over seeds, in brackets how "
         "many seeds. Last: after the final epoch. Best: of the epoch with the highest accuracy on "
         f"the {chosen} split. Bold is the best, underlined the second best among a pair's methods, "
-        "or a method's variants, for the paper and ours separately. Gains are paired seed by seed: two-sided t-test, p "
-        "corrected by Holm's method over this table's tests; noise means a corrected p of 0.05 or "
-        "more."
+        "or a method's variants, for the paper and ours separately. Gains are paired seed by seed, "
+        "with a two-sided t-test, corrected by Holm's method over the tests of this table; noise "
+        "is a corrected p of 0.05 or more."
     )
 
 
@@ -149,8 +149,9 @@ def _our_score(report: Report, entry: Entry, which: str) -> Text:
     if entry.cell.method == "teacher":
         return _score(getattr(entry, which))
     runs = report.runs_of(entry.cell)
-    finished = [run for run in runs if run.summary is not None]
-    return _score(getattr(entry, which), len(runs), finished)
+    # One link to a run is enough: in the grid of the selected accuracy.
+    linked = [run for run in runs if run.summary is not None and which == report.select]
+    return _score(getattr(entry, which), len(runs), linked)
 
 
 def _accuracy_grid(report: Report) -> Grid:

@@ -51,7 +51,8 @@ def _warnings(table: Table, runs: Sequence[Finished]) -> Iterator[str]:
     for key in ("selection", "recipe", "data_fingerprint"):
         yield from _mixed(key, [summary.get(key) for summary in summaries])
     for key, values in environment(summaries).items():
-        yield from _mixed(key, values)
+        if key != "modified":  # has a line of its own
+            yield from _mixed(key, values)
     modified = sum(bool(summary.get("environment", {}).get("modified")) for summary in summaries)
     if modified:
         yield f"the code had uncommitted changes in {_runs(modified)}"

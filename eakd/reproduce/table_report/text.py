@@ -94,7 +94,7 @@ def latex(report: Report) -> str:
     for grid in grids(report):
         aligned = "l" * len(grid.corner) + "c" * len(grid.columns)
         lines += ["", r"\begin{table}[p]", r"\centering\small"]
-        lines += [rf"\caption{{{_tex(f'{headline(report)}. {grid.title}.')}}}"]
+        lines += [rf"\caption{{{_tex(f'{report.table.title}. {grid.title}.')}}}"]
         lines += [r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"]
         lines += [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule"]
         lines += [_tex_row([*map(_tex, grid.corner), *map(_tex_head, grid.columns)])]
