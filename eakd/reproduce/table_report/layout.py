@@ -70,7 +70,7 @@ def describe(report: Report) -> str:
 def time_line(report: Report) -> str:
     """The only line, besides a CSV column, that tells how long something took."""
     total = sum(report.seconds)
-    return f"Time: {total / 3600:.2f} hours of training, {len(report.seconds)} runs added up."
+    return f"Time: {total / 3600:.2f} hours of training in all (finished runs: {len(report.seconds)})."
 
 
 def address(run: Run) -> str:
