@@ -215,6 +215,7 @@ def fit(
     record.keep_metrics(done)
 
     def save(epoch: int, step: int) -> str:
+        record.lock.check()
         state = {
             "distiller": distiller.state_dict(),
             "optimizer": optimizer.state_dict(),

@@ -19,6 +19,7 @@ from typing import Any
 from eakd.errors import UserError
 from eakd.files import write_atomically, write_json
 from eakd.training.checkpoint import LAST, PREVIOUS
+from eakd.training.lock import RunLock
 
 
 def read_json(path: Path) -> Any | None:
@@ -71,6 +72,7 @@ class RunRecord:
     def __init__(self, directory: Path | str, config: dict[str, Any]):
         self.directory = Path(directory)
         self.config = config
+        self.lock = RunLock(self.directory)
         existing = read_json(self.directory / "config.json")
         if existing is not None and existing != self.config:
             changed = ", ".join(differences(existing, self.config)[:3])
@@ -89,12 +91,21 @@ class RunRecord:
                 )
 
     def begin(self, fresh: bool = False) -> None:
-        """Create the directory; ``fresh`` removes what an earlier run with this config left."""
+        """Create the directory and lock it; ``fresh`` removes what an earlier run left.
+
+        Raises:
+            Locked: another process works there.
+        """
+        self.lock.acquire()
         if fresh:
             for name in ("summary.json", "metrics.jsonl", LAST, PREVIOUS):
                 (self.directory / name).unlink(missing_ok=True)
         write_json(self.directory / "config.json", self.config)
         self.set_status("running")
+
+    def close(self) -> None:
+        """Let other processes in again."""
+        self.lock.release()
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -109,9 +120,11 @@ class RunRecord:
         write_json(self.directory / "environment.json", {**environment(), **details})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        self.lock.check()
         write_json(self.directory / "summary.json", summary)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
+        self.lock.check()
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -6,6 +6,7 @@ import inspect
 import logging
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +136,15 @@ def run(config: DictConfig) -> dict[str, Any]:
 
     Raises:
         UserError: a wrong value, named; nothing has been written then.
+        Locked: another process works in the run's directory.
         Diverged, Interrupted: see `fit`.
     """
     check_number("seed", config.seed, at_least=0, integer=True)
-    record = RunRecord(config.run_dir, identity(config))
+    with closing(RunRecord(config.run_dir, identity(config))) as record:
+        return _run(config, record)
+
+
+def _run(config: DictConfig, record: RunRecord) -> dict[str, Any]:
     if config.resume and record.summary is not None:
         log.info("finished before: %s", record.directory)
         if config.save_teacher:
@@ -164,6 +170,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     distiller = build_distiller(config, student, teacher, weighting, data.image_size, compute)
 
     record.begin(fresh=not config.resume)
+    if record.summary is not None:  # finished by another process since the first look
+        return record.summary
     write_hydra_files(record.directory, config)
     record.write_environment(device=str(compute.device), precision=compute.precision)
     names = {
