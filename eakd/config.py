@@ -118,19 +118,24 @@ def method_label(config: DictConfig) -> str:
     return f"ea_{base}" if kind == "ea" else f"{base}+{kind}"
 
 
-def config_hash(config: DictConfig) -> str:
-    """Eight hex digits that identify what a run computes."""
-    text = json.dumps(identity(config), sort_keys=True)
+def config_hash(identified: dict[str, Any]) -> str:
+    """Eight hex digits of an `identity`."""
+    text = json.dumps(identified, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def name_of(identified: dict[str, Any]) -> str:
+    """``<data>/<teacher>-<student>/<method>/seed<seed>-<hash>`` of an `identity`."""
+    label, pair = identified["distiller"]["name"], identified["student"]["name"]
+    if "teacher" in identified:
+        pair = f"{identified['teacher']['name']}-{pair}"
+    run = f"seed{identified['seed']}-{config_hash(identified)}"
+    return f"{identified['data']['name']}/{pair}/{label}/{run}"
+
+
 def run_name(config: DictConfig) -> str:
-    """``<data>/<teacher>-<student>/<method>/seed<seed>-<hash>``, the same for the same config."""
-    label = method_label(config)
-    pair = config.student.name
-    if label != "none":
-        pair = f"{config.teacher.name}-{pair}"
-    return f"{config.data.name}/{pair}/{label}/seed{config.seed}-{config_hash(config)}"
+    """`name_of` a config, the same for the same config."""
+    return name_of(identity(config))
 
 
 def compose(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:

@@ -17,10 +17,9 @@ import torch
 
 from eakd.errors import UserError
 from eakd.files import write_atomically
+from eakd.training.record import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
-
-LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:

@@ -21,10 +21,10 @@ from eakd.data.base import Batch
 from eakd.distillers.base import Distiller, Progress, Terms, Total
 from eakd.errors import Diverged, Interrupted
 from eakd.models.zoo import save_weights
-from eakd.training.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from eakd.training.checkpoint import load_checkpoint, save_checkpoint
 from eakd.training.device import Compute
 from eakd.training.evaluation import correct, evaluate
-from eakd.training.record import RunRecord
+from eakd.training.record import LAST, PREVIOUS, RunRecord
 from eakd.training.schedule import Recipe
 from eakd.training.tracking import NoTracking
 from eakd.weighting import entropy

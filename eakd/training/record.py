@@ -18,8 +18,9 @@ from typing import Any
 
 from eakd.errors import UserError
 from eakd.files import write_atomically, write_json
-from eakd.training.checkpoint import LAST, PREVIOUS
 from eakd.training.lock import RunLock
+
+LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
 
 
 def read_json(path: Path) -> Any | None:

@@ -26,10 +26,11 @@ from eakd.files import write_atomically
 from eakd.models.zoo import load_weights
 from eakd.training.device import Compute
 from eakd.training.evaluation import evaluate
+from eakd.training.find_teacher import find_checkpoint, manifest_entry
 from eakd.training.loop import fit
 from eakd.training.record import RunRecord, environment
 from eakd.training.schedule import Recipe
-from eakd.training.teacher import find_checkpoint, load_teacher, manifest_entry
+from eakd.training.teacher import load_teacher
 from eakd.weighting import Weighting
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def _run(config: DictConfig, record: RunRecord) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in student.parameters()),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": compute.peak_memory(),
-            "config_hash": config_hash(config),
+            "config_hash": config_hash(record.config),
             "data_fingerprint": data.fingerprint,
             "device": str(compute.device),
             "precision": compute.precision,
