@@ -35,7 +35,8 @@ class Job:
         identified: the `identity` of its config.
         label: for people.
         kind: jobs of one kind take equally long.
-        teacher: the teacher it needs, or ``None``.
+        teacher: the file of the teacher that it needs, or ``None``.
+        saves: the teacher's file that it leaves, or ``None``.
     """
 
     directory: Path
@@ -43,7 +44,8 @@ class Job:
     identified: dict[str, Any]
     label: str
     kind: str
-    teacher: str | None
+    teacher: Path | None = None
+    saves: Path | None = None
 
     @property
     def epochs(self) -> int:
@@ -195,6 +197,8 @@ def _jobs(
 ) -> dict[int, Job]:
     """The runs of one config with several seeds."""
     common, jobs = identity(config), {}
+    teacher = _teacher_file(config, config.teacher.name) if "teacher" in common else None
+    saves = _teacher_file(config, config.student.name) if config.save_teacher else None
     for seed in seeds:
         identified = {**common, "seed": seed}
         jobs[seed] = Job(
@@ -203,9 +207,15 @@ def _jobs(
             identified=identified,
             label=f"{label}, seed {seed}",
             kind=kind,
-            teacher=config.teacher.name if "teacher" in identified else None,
+            teacher=teacher,
+            saves=saves,
         )
     return jobs
+
+
+def _teacher_file(config: DictConfig, name: str) -> Path:
+    """Where a run that trains this teacher leaves it."""
+    return teacher_files(Path(config.checkpoint_root), config.data.name, name)[0]
 
 
 def _has_teacher(config: DictConfig) -> bool:

@@ -1,0 +1,65 @@
+"""Running many jobs through whichever Hydra launcher was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from eakd.config import CONFIGS, run_job
+from eakd.errors import Diverged, Interrupted
+from eakd.training.lock import Locked
+from eakd.training.record import remember_failure
+
+
+def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[Exception | None]:
+    """Run each list of overrides as ``scripts/train.py`` would; the failures, in the same order.
+
+    Hydra offers launchers to its own sweeper only, which knows products of values but not a list of
+    runs; hence the steps that its sweeper takes before it calls a launcher.
+
+    Args:
+        settings: overrides of the whole launch: ``hydra/launcher=workers hydra.launcher.n_jobs=2``.
+    """
+    if not jobs:
+        return []
+    loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONFIGS)))
+    config = loader.load_configuration("train", list(settings), run_mode=RunMode.MULTIRUN)
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=partial(run_job, train, config_name="train"),
+            config=config,
+        )
+        return [_failure(done) for done in launcher.launch([list(job) for job in jobs], 0)]
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _failure(done: JobReturn) -> Exception | None:
+    return done._return_value if done.status == JobStatus.FAILED else None
+
+
+def train(config: DictConfig) -> dict[str, Any]:
+    """The task of a job: one run; why it failed is kept in its directory, for reports."""
+    from eakd.training.run import run
+
+    try:
+        return run(config)
+    except (Interrupted, Locked, Diverged):  # these are no failure, or on record already
+        raise
+    except Exception as error:
+        remember_failure(Path(config.run_dir), error)
+        raise
