@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,10 +22,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eakd.errors import Diverged, Interrupted, UserError
+from eakd.workers import pin
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -33,9 +40,26 @@ UNIDENTIFYING = (
     *("progress", "device", "threads", "compile", "channels_last", "fold_batchnorm", "hydra"),
 )
 
+# The user can put these right: a full, read-only, broken or forbidden place to write to.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *(errno.EIO, errno.EACCES, errno.EPERM),
+)
+
+# Launchers that are plugins of Hydra -> our extra that installs them.
+EXTRAS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/ray": "ray",
+}
+
 
 def register() -> None:
-    """Offer each ``configs/model/*.yaml`` as ``teacher=`` and ``student=``; define resolvers."""
+    """Offer each ``configs/model/*.yaml`` as ``teacher=`` and ``student=``; define resolvers.
+
+    Importing this module does it, in every process; doing it again changes nothing.
+    """
     store = ConfigStore.instance()
     for path in sorted((CONFIGS / "model").glob("*.yaml")):
         for role in ("teacher", "student"):
@@ -161,37 +185,113 @@ def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig
 def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run ``task`` as a Hydra application.
 
-    A `UserError` becomes one line on standard error and exit status 2, a `Diverged` run status 1;
-    in a sweep the other jobs go on first. A signal ends the sweep too.
+    A `UserError` becomes one line on standard error and exit status 2, a `Diverged` run status 1,
+    `Interrupted` 128 plus the signal. In a sweep the other jobs go on first, whichever launcher
+    runs them, and the first failed job decides the status; a signal ends a sweep that runs inside
+    this process.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
-    register()
-    statuses = [0]
-
-    def fail(error: Exception) -> None:
-        print(f"error: {explain(error, config_name)}", file=sys.stderr)
-        statuses.append(1 if isinstance(error, Diverged) else 2)
-
-    def guarded(config: DictConfig) -> Any:
-        try:
-            return task(config)
-        except (UserError, Diverged, OmegaConfBaseException) as error:
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            fail(error)
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(stop.exit_status)
-
-    guarded.__module__ = task.__module__
+    # A partial of an importable function: by unpickling it, other launchers' processes import this
+    # module, which gives them resolvers and groups before Hydra composes the job's config.
+    job = functools.update_wrapper(functools.partial(_job, task, config_name=config_name), task)
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(error)
-    sys.exit(max(statuses))
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except Exception as error:
+        status = _exit_status(error)
+        if status is None:
+            raise
+        if not getattr(error, "reported", False):
+            print(_line(error, config_name), file=sys.stderr)
+        sys.exit(status)
+
+
+def _job(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str) -> Any:
+    """`guard`, and what only an application may do: exit."""
+    try:
+        return guard(task, config, config_name)
+    except Exception as error:
+        hydra_config = HydraConfig.get()
+        alone = hydra_config.mode != RunMode.MULTIRUN
+        here = alone or _launcher() == "BasicLauncher"
+        status = _exit_status(error)
+        if status is not None and (alone or (here and isinstance(error, Interrupted))):
+            sys.exit(status)
+        raise
+
+
+def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str = "train") -> Any:
+    """Run one job, wherever a launcher put it: ``task(config)``, a failure told in one line.
+
+    The line is printed by the job, and the error goes on as one that can be pickled, so that the
+    launcher carries it to the main process. It is marked ``reported`` where the job's standard
+    error reaches the user.
+
+    Raises:
+        UserError: also for config errors and full disks. Diverged, Interrupted: as they come.
+    """
+    # A full disk under the log would otherwise print a traceback for every message.
+    logging.raiseExceptions = False
+    failure: Exception
+    try:
+        if _launcher() == "JoblibLauncher":
+            pin(HydraConfig.get().launcher.n_jobs, config.get("device"), config.get("threads"))
+        return task(config)
+    except (Diverged, Interrupted) as error:
+        failure = error
+    except Exception as error:
+        if _exit_status(error) is None:
+            if _launcher() not in (None, "BasicLauncher"):
+                log.exception("failed")  # pickling drops the traceback
+            raise
+        failure = UserError(explain(error, config_name))
+    print(_line(failure, config_name), file=sys.stderr, flush=True)
+    failure.reported = _launcher() not in ("LocalLauncher", "SlurmLauncher")  # these write files
+    if isinstance(failure, Interrupted):
+        failure.hand_on()
+    elif HydraConfig.initialized():
+        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+    raise failure
+
+
+def _launcher() -> str | None:
+    """The class of the launcher whose job this process runs, ``None`` for a single run."""
+    if not HydraConfig.initialized():
+        return None
+    return str(HydraConfig.get().launcher.get("_target_")).rpartition(".")[2]
+
+
+def _exit_status(error: Exception) -> int | None:
+    """What the process says about an error, ``None`` for an error in the program."""
+    if isinstance(error, Interrupted):
+        return error.exit_status
+    if isinstance(error, Diverged) or _from_launcher(error):
+        return 1
+    expected = isinstance(error, UserError | HydraException | OmegaConfBaseException)
+    return 2 if expected or _is_disk_error(error) else None
+
+
+def _is_disk_error(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+
+
+def _from_launcher(error: Exception) -> bool:
+    """Whether the machinery of a launcher failed: a worker died, a queue refused the job."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    places = [type(error).__module__, frames[-1].f_globals.get("__name__", "") if frames else ""]
+    return any(place.partition(".")[0] in ("joblib", "submitit", "ray") for place in places)
+
+
+def _line(error: Exception, config_name: str) -> str:
+    if isinstance(error, Interrupted):
+        return str(error)
+    return f"error: {explain(error, config_name)}"
 
 
 def _remove_if_empty(directory: Path) -> None:
     """Hydra creates the run directory before the config is checked; leave no trace of a refusal."""
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.FileHandler) and handler.stream is None:  # not opened yet
+            logging.getLogger().removeHandler(handler)
     for path in (directory, *directory.parents[:3]):
         try:
             path.rmdir()
@@ -203,8 +303,14 @@ def explain(error: Exception, config_name: str) -> str:
     """One line for a config error: the key, what was found, what is allowed."""
     if isinstance(error, UserError | Diverged):
         return str(error)
+    if _is_disk_error(error):
+        return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: found no value, give one: {error.full_key}=…"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file in EXTRAS:
+        plugin = error.missing_cfg_file.rpartition("/")[2]
+        extra = EXTRAS[error.missing_cfg_file]
+        return f"hydra/launcher: found no plugin {plugin!r}:  pip install 'eakd[{extra}]'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, found = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"
@@ -215,6 +321,9 @@ def explain(error: Exception, config_name: str) -> str:
     allowed = _siblings(unknown[1], config_name) if unknown else []
     if allowed:
         return f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(allowed)}"
+    if _from_launcher(error):
+        first = str(error).strip().partition("\n")[0]
+        return f"hydra/launcher: {first}; the same command runs what is missing"
     cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
     return text + cause
 
@@ -228,3 +337,6 @@ def _siblings(key: str, config_name: str) -> list[str]:
     parent, _, _ = key.rpartition(".")
     node = OmegaConf.select(known, parent) if parent else known
     return [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
+
+
+register()

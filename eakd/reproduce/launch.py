@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from eakd.config import CONFIGS, run_job
+from eakd.config import CONFIGS, _job
 from eakd.errors import Diverged, Interrupted
 from eakd.training.lock import Locked
 from eakd.training.record import remember_failure
@@ -33,14 +33,15 @@ def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[
     """
     if not jobs:
         return []
+    settings = [*settings, "hydra.mode=MULTIRUN"]
     loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONFIGS)))
-    config = loader.load_configuration("train", list(settings), run_mode=RunMode.MULTIRUN)
+    config = loader.load_configuration("train", settings, run_mode=RunMode.MULTIRUN)
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
-            task_function=partial(run_job, train, config_name="train"),
+            task_function=partial(_job, train, config_name="train"),
             config=config,
         )
         return [_failure(done) for done in launcher.launch([list(job) for job in jobs], 0)]

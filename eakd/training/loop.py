@@ -194,7 +194,7 @@ def fit(
         and ``train_seconds``, ``samples_per_second``.
 
     Raises:
-        Diverged: a non-finite loss. Interrupted: SIGTERM or SIGINT, after saving.
+        Diverged: a non-finite loss. Interrupted: a signal, after saving; see `_signals`.
     """
     tracker = tracker or NoTracking()
     # RNG state of layers like dropout; data and methods derive theirs from (seed, epoch, step).
@@ -214,7 +214,7 @@ def fit(
         log.info("continuing after epoch %d, step %d", done, start)
     record.keep_metrics(done)
 
-    def save(epoch: int, step: int) -> str:
+    def save(epoch: int, step: int, spent: float = 0.0) -> str:
         record.lock.check()
         state = {
             "distiller": distiller.state_dict(),
@@ -222,7 +222,7 @@ def fit(
             "epoch": epoch,
             "step": step,
             "best": best,
-            "seconds": seconds,
+            "seconds": seconds + spent,
             "meters": meters.state_dict() if step else None,
             "random": _random_state(),
         }
@@ -231,7 +231,7 @@ def fit(
     distiller.train()
     show_bar = sys.stderr.isatty() if progress is None else progress
     selection = "val" if data.has_split("val") else "test"
-    with _signals() as received:
+    with _signals() as (received, claimed):
         for epoch in range(done + 1, recipe.epochs + 1):
             began = time.perf_counter()
             steps = train_epoch(
@@ -243,8 +243,8 @@ def fit(
                 if stopping or step % READ_EVERY == 0:
                     meters.check_finite(epoch, record)
                 if stopping:
-                    seconds += time.perf_counter() - began
-                    raise Interrupted(received[0], save(epoch - 1, step))
+                    checkpoint = save(epoch - 1, step, spent=time.perf_counter() - began)
+                    _obey(received, claimed, checkpoint)
             meters.check_finite(epoch, record)
             line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **meters.summary()}
             train_seconds = time.perf_counter() - began
@@ -269,7 +269,7 @@ def fit(
             start, meters = 0, Meters(compute.device, len(data.data.train_labels))
             checkpoint = save(epoch, 0)
             if received and epoch < recipe.epochs:
-                raise Interrupted(received[0], checkpoint)
+                _obey(received, claimed, checkpoint)
 
     history = record.metrics()
     last = history[-1]
@@ -306,12 +306,19 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+Handlers = dict[int, Any]
+
+
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying; a second SIGINT stops at once."""
+def _signals() -> Iterator[tuple[list[int], Handlers]]:
+    """Collect the signals that ask a run to stop, instead of dying; a second SIGINT stops at once.
+
+    SIGUSR1 and SIGUSR2 are taken only where a handler waits for them: tools of schedulers announce
+    the end of a job's time by one of them, and requeue the job. Also yields the earlier handlers.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield received, {}
         return
 
     def handle(number: int, frame: Any) -> None:
@@ -320,9 +327,30 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         log.warning("%s: saving after this step", signal.Signals(number).name)
 
-    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    announcing = (getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2"))
+    awaited = [n for n in announcing if n is not None and callable(signal.getsignal(n))]
+    numbers = (signal.SIGTERM, signal.SIGINT, *awaited)
+    before = {n: signal.signal(n, handle) for n in numbers}
     try:
-        yield received
+        yield received, before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _obey(received: list[int], claimed: Handlers, checkpoint: str) -> None:
+    """Stop the run, whose state is saved.
+
+    But where another handler had claimed SIGTERM, that one decides. Under submitit it lets SIGTERM
+    pass: the scheduler either requeues the job itself or sends the signal that asks for it, and a
+    job that ended by itself before would be a finished one.
+
+    Raises:
+        Interrupted: unless the signals may pass.
+    """
+    while received:
+        number = received.pop(0)
+        if number != signal.SIGTERM or not callable(claimed[number]):
+            raise Interrupted(number, checkpoint)
+        log.warning("SIGTERM: state saved to %s", checkpoint)
+        claimed[number](number, None)

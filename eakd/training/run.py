@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import shutil
@@ -219,12 +220,13 @@ def _run(config: DictConfig, record: RunRecord) -> dict[str, Any]:
         }
         record.write_summary(summary)
         record.set_status("finished")
-    except Interrupted:
+    except (Interrupted, SystemExit):  # some handlers of SIGTERM exit
         record.set_status("interrupted")
         raise
     except Exception as error:
         state = "diverged" if isinstance(error, Diverged) else "failed"
-        record.set_status(state, error=str(error))
+        with contextlib.suppress(OSError):  # the error may be a full disk
+            record.set_status(state, error=str(error))
         raise
     finally:
         tracker.finish(summary)
