@@ -210,11 +210,9 @@ def _job(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str
     try:
         return guard(task, config, config_name)
     except Exception as error:
-        hydra_config = HydraConfig.get()
-        alone = hydra_config.mode != RunMode.MULTIRUN
-        here = alone or _launcher() == "BasicLauncher"
-        status = _exit_status(error)
-        if status is not None and (alone or (here and isinstance(error, Interrupted))):
+        launcher, status = _launcher(), _exit_status(error)
+        here = launcher == "BasicLauncher" and isinstance(error, Interrupted)
+        if status is not None and (launcher is None or here):
             sys.exit(status)
         raise
 
@@ -255,7 +253,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: st
 
 def _launcher() -> str | None:
     """The class of the launcher whose job this process runs, ``None`` for a single run."""
-    if not HydraConfig.initialized():
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return str(HydraConfig.get().launcher.get("_target_")).rpartition(".")[2]
 

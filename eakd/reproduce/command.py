@@ -15,8 +15,9 @@ from eakd.config import plain
 from eakd.errors import UserError, check_choice
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.launch import launch
-from eakd.reproduce.plan import Job, Plan, State, describe_plan, make_plan, state_of
+from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
 from eakd.reproduce.table import load_table, make_table, table_names
+from eakd.reproduce.table_report import insert_block, write_report
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def reproduce(config: DictConfig) -> str:
         text = describe_plan(plan, states, every_run=config.mode == "plan")
     else:
         text = _report(plan, states, config)
-    print(text)
+    print(text.partition("\n## Environment")[0])  # the files hold the rest
     failed = [job for job in plan.jobs if states[job.directory].name == "failed"]
     if config.mode == "run" and failed:
         raise UserError(
@@ -61,6 +62,43 @@ def reproduce(config: DictConfig) -> str:
             "mode=status names them, retry=true runs them again"
         )
     return text
+
+
+def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
+    """Write the report from whatever is finished; ``into`` gets its Markdown too."""
+    finished = {
+        run["directory"]: run
+        for run in read_runs(path for path, state in states.items() if state.name == "done")
+    }
+    results, others = {}, {}
+    for cell, jobs in plan.cells.items():
+        places = {seed: job.directory for seed, job in jobs.items()}
+        results[cell] = {s: finished[path] for s, path in places.items() if path in finished}
+        others[cell] = {
+            s: f"{states[path].name}: {states[path].text}".rstrip(": ")
+            for s, path in places.items()
+            if path not in finished
+        }
+    name = f"table{plan.table.name}-{plan.protocol}-{plan.scale}"
+    text = write_report(
+        plan.table,
+        results,
+        Path(config.output_root) / "reports" / name,
+        select=config.select,
+        wanted_seeds=plan.seeds,
+        states=others,
+        about={"Command": _command(config), "Protocol": plan.protocol, "Scale": SCALES[plan.scale]},
+    )
+    if config.into:
+        insert_block(Path(config.into), name, text)
+    return text
+
+
+def _command(config: DictConfig) -> str:
+    """What was typed, without what only decides where the report goes."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    kept = [text for text in typed if text.partition("=")[0] not in ("mode", "into", "retry")]
+    return shlex.join(["python", "scripts/reproduce.py", *kept])
 
 
 def read_states(jobs: Sequence[Job]) -> dict[Path, State]:
@@ -90,5 +128,5 @@ def _run(plan: Plan, retry: bool, settings: list[str]) -> None:
 def _launch(jobs: Sequence[Job], wanted: Sequence[str], settings: list[str]) -> None:
     states = read_states(jobs)
     todo = [job for job in jobs if states[job.directory].name in wanted]
-    log.info("%d runs to do, %d not", len(todo), len(jobs) - len(todo))
+    log.info("%d of %d runs to do", len(todo), len(jobs))
     launch([job.overrides for job in todo], settings)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -16,10 +16,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from eakd.config import CONFIGS, _job
+from eakd.config import CONFIGS, _job, identity
 from eakd.errors import Diverged, Interrupted
 from eakd.training.lock import Locked
 from eakd.training.record import remember_failure
+
+log = logging.getLogger(__name__)
 
 
 def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[Exception | None]:
@@ -53,14 +55,16 @@ def _failure(done: JobReturn) -> Exception | None:
     return done._return_value if done.status == JobStatus.FAILED else None
 
 
-def train(config: DictConfig) -> dict[str, Any]:
+def train(config: DictConfig) -> None:
     """The task of a job: one run; why it failed is kept in its directory, for reports."""
     from eakd.training.run import run
 
     try:
-        return run(config)
-    except (Interrupted, Locked, Diverged):  # these are no failure, or on record already
+        run(config)
+    except Locked as error:  # another process is at it
+        log.info("left out: %s", error)
+    except (Interrupted, Diverged):  # no failure; on record already
         raise
     except Exception as error:
-        remember_failure(Path(config.run_dir), error)
+        remember_failure(Path(config.run_dir), identity(config), error)
         raise

@@ -18,8 +18,11 @@ from eakd.training.lock import describe, read_owner
 from eakd.training.record import differences, read_json, read_metrics
 
 PROTOCOLS = ("authors", "common")
-# What part of the protocol's epochs a run has. `smoke` is two epochs of the embedded digits.
-SCALES = ("paper", "short", "smoke")
+SCALES = {
+    "paper": "the protocol's own epochs",
+    "short": "a twentieth of the protocol's epochs, its drops and warm-ups at the same fractions",
+    "smoke": "two epochs of the embedded digits, whatever the table's data set",
+}
 SHORT, SMOKE_EPOCHS = 1 / 20, 2
 # Lengths in epochs that belong to a method; they shrink with the protocol.
 METHOD_EPOCHS = ("decay_epochs", "ramp_epochs", "warmup", "warmup_epochs")
@@ -120,11 +123,12 @@ def make_plan(
     for seed in seeds:
         check_number("seeds", seed, at_least=0, integer=True)
     root = checkpoint_root or ("checkpoints" if scale == "paper" else f"checkpoints/{scale}")
-    common = [f"recipe={protocol}", *overrides]
-    common += [f"output_root={output_root}", f"checkpoint_root={root}"]
-    small = [f"teacher.{key}={value}" for key, value in table.smoke_teacher.items()]
+    common = [f"data={table.data}", f"recipe={protocol}"]
     if scale == "smoke":
-        common = ["data=digits", "recipe=digits", *common[1:], *small]
+        common = ["data=digits", "recipe=digits"]
+        common += [f"teacher.{key}={value}" for key, value in table.smoke_teacher.items()]
+    common += [*overrides, f"output_root={output_root}", f"checkpoint_root={root}"]
+    tracked = "tracking=wandb" in overrides
 
     cells: dict[Cell, dict[int, Job]] = {}
     needed: dict[str, DictConfig] = {}
@@ -136,7 +140,9 @@ def make_plan(
         for cell, config in _compose_pairs(same_method, common):
             config, scaled = _scale(config, scale)
             label = method_label(config)
-            line = (*cell.overrides, *common, *scaled)
+            line = [*cell.overrides, *common, *scaled]
+            if tracked:
+                line.append(f"tracking.group='table {table.name}: {cell.label}'")
             cells[cell] = _jobs(config, seeds, line, cell.label, f"{cell.pair} {label}")
             if label != "none":
                 needed.setdefault(config.teacher.name, config)
@@ -231,7 +237,7 @@ def _has_teacher(config: DictConfig) -> bool:
 def _teacher_job(name: str, config: DictConfig, common: list[str], scale: str) -> Job:
     """The run that trains a teacher as ``docs/recipes.md`` says."""
     network = CONFIGS / "model" / f"{name}.yaml"
-    overrides = [f"data={config.data.name}", f"student={name}", "distiller=none"]
+    overrides = [f"student={name}", "distiller=none"]
     overrides += [text.replace("teacher.", "student.", 1) for text in common]
     if "pretrained" in OmegaConf.load(network) and scale != "smoke":
         overrides = [text for text in overrides if not text.startswith("recipe=")]

@@ -26,7 +26,7 @@ class Cell:
         method: a config of ``configs/distiller``, or ``"teacher"``: the teacher itself, which is no
             run of its own (every distilled run of the pair records its accuracy).
         variant: a setting of the table, ``""`` in a table without variants.
-        overrides: the command line of the cell's runs, without seed and protocol.
+        overrides: the command line of the cell's runs, without data, protocol and seed.
         paper: what the paper printed, ``{metric: percent}``; empty where it has no such cell.
     """
 
@@ -139,8 +139,8 @@ def make_table(
     cells = []
     for pair, method, variant in product(wanted_pairs, wanted_methods, wanted_variants):
         teacher, student = pair.split("-")
-        overrides = [f"data={definition['data']}", f"teacher={teacher}", f"student={student}"]
-        overrides += [f"distiller={method}", *settings[variant]]
+        overrides = [f"teacher={teacher}", f"student={student}", f"distiller={method}"]
+        overrides += settings[variant]
         paper = printed(definition["name"], pair, method, variant)
         cells.append(
             Cell(pair, method, variant, () if method == "teacher" else tuple(overrides), paper)

@@ -55,10 +55,9 @@ def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
     return lines
 
 
-def remember_failure(directory: Path, error: Exception) -> None:
-    """Leave the error of a run that did not get as far as its record, unless a run is there."""
-    status = read_json(directory / "status.json")
-    if not (directory / "config.json").exists() or (status or {}).get("state") != "finished":
+def remember_failure(directory: Path, config: dict[str, Any], error: Exception) -> None:
+    """Note why a run that did not get as far as its record failed; another run's is left alone."""
+    if read_json(directory / "config.json") in (None, config):
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         write_json(directory / "status.json", {"state": "failed", "time": _now(), "error": text})
 
