@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eakd.errors import UserError
-from eakd.files import write_atomically, write_json
+from eakd.files import write_atomically, write_json, writing
 from eakd.training.lock import RunLock
 
 LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
@@ -133,7 +133,8 @@ class RunRecord:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         self.lock.check()
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.directory / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -154,7 +155,7 @@ def _now() -> str:
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, machine kind and git commit."""
+    """Versions, machine kind, the part of it that this process keeps to, and git commit."""
     import torch
 
     packages = ("torchvision", "timm", "hydra-core", "numpy", "safetensors")
@@ -166,7 +167,9 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processor": platform.machine(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         **git_state(),

@@ -155,6 +155,21 @@ def test_gains_match_scipy_and_are_corrected(tmp_path):
     assert [gain.verdict for gain in gains.values()] == ["gain", "noise", "loss"]
 
 
+def test_small_numbers_keep_their_meaning(tmp_path):
+    """A tiny p is not printed as zero, and a tiny loss has no minus before 0.00."""
+    of = table("2", pairs=[PAIR], methods=["kd", "ea_kd"])
+    kd, ea_kd = cell_of(of, "kd"), cell_of(of, "ea_kd")
+    results = {
+        kd: {s: run(tmp_path, kd, s, v) for s, v in enumerate((73.32, 73.33, 73.33))},
+        ea_kd: {s: run(tmp_path, ea_kd, s, v) for s, v in enumerate((75.0, 75.0, 75.01))},
+    }
+    files = written(of, results, tmp_path)
+    assert "| ours − paper | +0.00 |" in files["md"]
+    assert "| 3 | &lt;0.001 | &lt;0.001 | gain |" in files["md"]
+    assert files["html"].count("<span>&lt;0.001</span>") == 2
+    assert "& $<$0.001 & $<$0.001 & gain &" in files["tex"]
+
+
 def test_the_correction_decides(tmp_path):
     """p = 0.02 alone is a gain, and noise as one of seven tests."""
     of = table("2", pairs=[PAIR])
@@ -528,6 +543,7 @@ def test_the_page_stands_alone_and_is_accessible(tmp_path):
     tags = [tag for tag, _ in page.seen]
     assert not {"script", "link", "img", "iframe"} & set(tags)
     assert all(link.startswith("../outputs/") for link in page.links) and page.links
+    assert len(page.links) == len(set(page.links)) == 15 * 7 * 3
     assert all("scope" in attrs for tag, attrs in page.seen if tag == "th")
     assert ("html", {"lang": "en"}) in page.seen and tags.count("svg") == 1
     style = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
@@ -563,10 +579,13 @@ def test_the_chart_has_a_dot_for_each_cell(tmp_path):
 
 def test_names_cannot_break_out(tmp_path):
     nasty = "<script>alert('x')</script> a|b & c_ *d* `e` \\f {g} $h$ %i #j ~k ^l [m](n)"
-    of = table("2", pairs=[PAIR], methods=["kd", "ea_kd"])
-    kd, ea_kd = cell_of(of, "kd"), cell_of(of, "ea_kd")
+    of = table("7", pairs=[PAIR], variants=["τ′=2", "τ′=3"])
+    kd, ea_kd = (
+        replace(cell, variant=v) for cell, v in zip(of.cells, ("plain", nasty), strict=True)
+    )
     strange = tmp_path / "a b&c|d<script>(e)_f#g%h" / "seed0"
-    of = replace(of, title=nasty)
+    names = {"title": nasty, "variants": ("plain", nasty), "gains": ((nasty, "plain"),)}
+    of = replace(of, cells=(kd, ea_kd), **names)
     results = {
         cell: {0: run(tmp_path, cell, 0, 74.0, directory=strange, environment={"torch": nasty})}
         for cell in (kd, ea_kd)
@@ -574,7 +593,7 @@ def test_names_cannot_break_out(tmp_path):
     states = {kd: {1: nasty + "\n\n# heading"}}
     files = written(of, results, tmp_path, states=states, about={nasty: nasty})
     for kind in ("md", "html", "svg"):
-        assert "<script" not in files[kind]
+        assert "<script" not in files[kind] and "&lt;script>" in files[kind].replace("&gt;", ">")
     page = Page(files["html"])
     assert "../a%20b%26c%7Cd%3Cscript%3E%28e%29_f%23g%25h/seed0" in page.links
     assert "](../a%20b%26c%7Cd%3Cscript%3E%28e%29_f%23g%25h/seed0) 74.00" in files["md"]
@@ -582,9 +601,9 @@ def test_names_cannot_break_out(tmp_path):
     assert r"a\|b &amp; c\_ \*d\* \`e\` \\f" in files["md"] and r"[m\](n)" in files["md"]
     check_latex(files["tex"])
     assert r"\$h\$ \%i \#j" in files["tex"] and "c\\_ *d*" in files["tex"]
-    row = rows_of(files["csv"])[1]
-    assert Path(row["directory"]) == Path("..") / strange.relative_to(tmp_path)
-    assert rows_of(files["csv"])[2]["state"] == f"{nasty} # heading"
+    first, unfinished, *_, last = rows_of(files["csv"])
+    assert Path(first["directory"]) == Path("..") / strange.relative_to(tmp_path)
+    assert unfinished["state"] == f"{nasty} # heading" and last["variant"] == nasty
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path):
