@@ -36,7 +36,11 @@ def hcl_loss(x: Tensor, target: Tensor) -> Tensor:
             share /= 2
             total += share
             # Pooling is linear: the pool of the difference is the difference of the pools.
-            loss = loss + share * mean_square(F.adaptive_avg_pool2d(error, size))
+            pooled = F.adaptive_avg_pool2d(error, size)
+            loss = loss + share * mean_square(pooled)
+            # A pool of equal windows is what the next one, a divisor of it, can be made from.
+            if all(side % size == 0 for side in error.shape[2:]):
+                error = pooled
     return loss / total
 
 
