@@ -8,6 +8,7 @@ not have.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import multiprocessing
@@ -280,6 +281,7 @@ def alternate(loops: dict[str, Loop], steps: int, device: torch.device) -> dict[
 def peak_memory(loop: Loop, compute: Compute, steps: int = 4) -> int:
     """Bytes of tensors at the worst moment of a few steps, beyond what is kept between steps."""
     next(loop)  # makes what is kept
+    gc.collect()  # what earlier loops left must not be freed meanwhile
     if compute.device.type == "cuda":
         before = torch.cuda.memory_allocated(compute.device)
         torch.cuda.reset_peak_memory_stats(compute.device)
