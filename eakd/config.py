@@ -118,6 +118,8 @@ def identity(config: DictConfig) -> dict[str, Any]:
         kept.pop("teacher")
     if kept["distiller"]["name"] == "none" or kept["weighting"]["kind"] == "uniform":
         kept["weighting"] = "uniform"
+    if kept.get("sync_batchnorm") is False:  # as if the key had never been
+        kept.pop("sync_batchnorm")
     kept["recipe"].pop("name", None)
     for place in (kept["data"], kept["data"].get("load", {})):
         for key in ("root", "cache_dir", "download"):

@@ -72,13 +72,15 @@ class RunRecord:
     Args:
         directory: created by `begin`.
         config: the plain nested dictionary that identifies the run.
+        writes: false for a process that only watches another one write.
 
     Raises:
         UserError: the directory already holds a run with another config.
     """
 
-    def __init__(self, directory: Path | str, config: dict[str, Any]):
+    def __init__(self, directory: Path | str, config: dict[str, Any], writes: bool = True):
         self.directory = Path(directory)
+        self.writes = writes
         self.config = config
         self.lock = RunLock(self.directory)
         existing = read_json(self.directory / "config.json")
@@ -104,11 +106,12 @@ class RunRecord:
         Raises:
             Locked: another process works there.
         """
-        self.lock.acquire()
-        if fresh:
+        if self.writes:
+            self.lock.acquire()
+        if fresh and self.writes:
             for name in ("summary.json", "metrics.jsonl", LAST, PREVIOUS):
                 (self.directory / name).unlink(missing_ok=True)
-        write_json(self.directory / "config.json", self.config)
+        self._write("config.json", self.config)
         self.set_status("running")
 
     def close(self) -> None:
@@ -122,16 +125,22 @@ class RunRecord:
 
     def set_status(self, state: str, **details: Any) -> None:
         """Record ``running``, ``interrupted``, ``failed``, ``diverged`` or ``finished``."""
-        write_json(self.directory / "status.json", {"state": state, "time": _now(), **details})
+        self._write("status.json", {"state": state, "time": _now(), **details})
 
     def write_environment(self, **details: Any) -> None:
-        write_json(self.directory / "environment.json", {**environment(), **details})
+        self._write("environment.json", {**environment(), **details})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        self.lock.check()
-        write_json(self.directory / "summary.json", summary)
+        self._write("summary.json", summary)
+
+    def _write(self, name: str, value: Any) -> None:
+        if self.writes:
+            self.lock.check()
+            write_json(self.directory / name, value)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         self.lock.check()
         path = self.directory / "metrics.jsonl"
         with writing(path), path.open("a", encoding="utf-8") as file:
@@ -142,6 +151,8 @@ class RunRecord:
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of epochs that will run again after a restart from epoch ``epochs``."""
+        if not self.writes:
+            return
         kept = [line for line in self.metrics() if line["epoch"] <= epochs]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(
