@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eakd.errors import Diverged, Interrupted, UserError
-from eakd.workers import pin
+from eakd.workers import is_orphan, is_worker, pin
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +192,9 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     job = functools.update_wrapper(functools.partial(_job, task, config_name=config_name), task)
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        print("SIGINT: the same command runs what is missing", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         status = _exit_status(error)
         if status is None:
@@ -205,9 +209,8 @@ def _job(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str
     try:
         return guard(task, config, config_name)
     except Exception as error:
-        hydra_config = HydraConfig.get()
-        alone = hydra_config.mode != RunMode.MULTIRUN
-        here = alone or _launcher() == "BasicLauncher"
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        here = _launcher() in ("BasicLauncher", "JoblibLauncher") and not is_worker()
         status = _exit_status(error)
         if status is not None and (alone or (here and isinstance(error, Interrupted))):
             sys.exit(status)
@@ -228,7 +231,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: st
     logging.raiseExceptions = False
     failure: Exception
     try:
-        if _launcher() == "JoblibLauncher":
+        if _launcher() == "JoblibLauncher" and is_worker():
             pin(HydraConfig.get().launcher.n_jobs, config.get("device"), config.get("threads"))
         return task(config)
     except (Diverged, Interrupted) as error:
@@ -243,6 +246,8 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: st
     failure.reported = _launcher() not in ("LocalLauncher", "SlurmLauncher")  # these write files
     if isinstance(failure, Interrupted):
         failure.hand_on()
+        if _launcher() == "JoblibLauncher" and is_worker() and is_orphan():
+            os._exit(failure.exit_status)  # and take no further run from the queue
     elif HydraConfig.initialized():
         _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     raise failure

@@ -141,7 +141,7 @@ def test_the_slot_of_a_killed_worker_is_free_again():
 
     def worker():
         process = subprocess.Popen(
-            [sys.executable, "-c", code.format(os.getpid())],
+            [sys.executable, "-c", code.format(2**22 + os.getpid())],
             env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -181,11 +181,28 @@ def test_joblib_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
     assert status == 0 and out.count("finished before") == 2, err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_save_and_stop_when_the_sweep_is_killed(tiny, tmp_path, number):
+    words = [*small(tiny, tmp_path), "recipe.epochs=2000", "seed=0,1,2,3"]
+    process = start("-m", "hydra/launcher=workers", *words)
+    wait_for_epochs(tmp_path, 2, process, runs=2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)  # until the workers have closed their outputs, too
+    assert process.returncode == -number
+    assert err.count("SIGTERM: state saved to") == 2, err
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("**/status.json")]
+    assert states == ["interrupted"] * 2  # and the other runs did not begin
+
+
 # The launcher inside this process
 
 
-def test_a_signal_ends_a_whole_sweep(tiny, tmp_path):
-    words = [*small(tiny, tmp_path), "recipe.epochs=500", "seed=0,1"]
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_signal_ends_a_whole_sweep(tiny, tmp_path, launcher):
+    """joblib with one worker uses no other process."""
+    words = [*small(tiny, tmp_path), "recipe.epochs=500", "seed=0,1", f"hydra/launcher={launcher}"]
+    words += ["hydra.launcher.n_jobs=1"] if launcher == "joblib" else []
     process = start("-m", *words)
     wait_for_epochs(tmp_path, 2, process)
     process.terminate()
@@ -253,10 +270,10 @@ def test_the_plugins_know_the_keys_of_our_launchers(launcher):
 # submitit and Ray
 
 
-def wait_for_epochs(root, count, process):
+def wait_for_epochs(root, count, process, runs=1):
     for _ in range(1200):
         lines = [len(path.read_text().splitlines()) for path in root.glob("**/metrics.jsonl")]
-        if lines and max(lines) >= count:
+        if sum(line >= count for line in lines) >= runs:
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
