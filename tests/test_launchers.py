@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,12 @@ def start(*words, cwd=ROOT, before=(), **kwargs):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ray_environment():
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    return environment
 
 
 def sweep(*words, **kwargs):
@@ -363,15 +370,50 @@ def test_submitit_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
     assert "Traceback" not in err and len(summaries(tmp_path)) == 1
 
 
+@pytest.fixture
+def ray_cluster(tmp_path):
+    """A running Ray of one core, started in another folder than the sweep."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    script = Path(sysconfig.get_path("scripts")) / "ray"
+    words = ("--head", "--port=0", "--num-cpus=1", "--include-dashboard=false", "--block")
+    words += ("--object-store-memory=78643200",)
+    with (elsewhere / "log").open("w") as log:
+        process = subprocess.Popen(
+            [script, "start", *words],
+            cwd=elsewhere,
+            env=ray_environment(),
+            stdout=log,
+            stderr=log,
+        )
+    for _ in range(1200):
+        address = re.search(r"--address='([\d.:]+)'", (elsewhere / "log").read_text())
+        if address:
+            break
+        assert process.poll() is None, (elsewhere / "log").read_text()
+        time.sleep(0.1)
+    yield address[1], elsewhere
+    process.terminate()
+    process.wait()
+
+
 @pytest.mark.slow
-def test_ray_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
-    words = [*small(tiny, "here"), "recipe.lr=-1,0.1", "+hydra.launcher.ray.init.num_cpus=1"]
-    ray = ("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_gpus=0")
-    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("RAY_ADDRESS", None)
-    status, out, err = sweep(*ray, *words, cwd=tmp_path, env=environment)
+def test_ray_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path, ray_cluster):
+    address, elsewhere = ray_cluster
+    ray = ("hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={address}")
+    words = ["hydra.launcher.ray.remote.num_gpus=0", *small(tiny, "here"), "recipe.lr=-1,0.1"]
+    status, out, err = sweep(*ray, *words, cwd=tmp_path, env=ray_environment())
     assert status == 2, out + err
     told = errors(out + err)
     assert len(told) == 1 and told[0].endswith("recipe.lr: found -1, allowed is a number > 0")
     assert "Traceback" not in out + err
     assert len(summaries(tmp_path / "here")) == 1  # a relative folder means this one's
+    assert [path.name for path in elsewhere.iterdir()] == ["log"]
+
+
+@pytest.mark.slow
+def test_without_a_cluster_ray_starts_here(tiny, tmp_path):
+    ray = ("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_gpus=0")
+    words = [*small(tiny, tmp_path / "here"), "+hydra.launcher.ray.init.num_cpus=1"]
+    status, out, err = sweep(*ray, *words, env=ray_environment())
+    assert status == 0 and len(summaries(tmp_path / "here")) == 1, out + err
