@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eakd.errors import Diverged, Interrupted, UserError
-from eakd.workers import pin
+from eakd.workers import is_orphan, is_worker, pin
 
 log = logging.getLogger(__name__)
 
@@ -193,11 +194,12 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     this process.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
-    # A partial of an importable function: by unpickling it, other launchers' processes import this
-    # module, which gives them resolvers and groups before Hydra composes the job's config.
-    job = functools.update_wrapper(functools.partial(_job, task, config_name=config_name), task)
+    job = functools.update_wrapper(Job(task, config_name, exits=True), task)
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except KeyboardInterrupt:
+        print("SIGINT: the same command runs what is missing", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         status = _exit_status(error)
         if status is None:
@@ -207,16 +209,42 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(status)
 
 
-def _job(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str) -> Any:
-    """`guard`, and what only an application may do: exit."""
-    try:
-        return guard(task, config, config_name)
-    except Exception as error:
-        launcher, status = _launcher(), _exit_status(error)
-        here = launcher == "BasicLauncher" and isinstance(error, Interrupted)
-        if status is not None and (launcher is None or here):
-            sys.exit(status)
-        raise
+class Job:
+    """A task function for any launcher: `guard` around ``task``.
+
+    A worker process that unpickles it imports this module, which gives it resolvers and config
+    groups before Hydra composes the job's config, and goes to this directory, so that relative
+    folders are the same everywhere.
+
+    Args:
+        task: what a job does with its config.
+        config_name: the root config, for error messages.
+        exits: a failure ends the process where no other job could follow.
+    """
+
+    def __init__(self, task: Callable[[DictConfig], Any], config_name: str, exits: bool = False):
+        self.task, self.config_name, self.exits = task, config_name, exits
+        self.directory = os.getcwd()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if os.path.isdir(self.directory):
+            os.chdir(self.directory)
+
+    def __call__(self, config: DictConfig) -> Any:
+        try:
+            return guard(self.task, config, self.config_name)
+        except Exception as error:
+            status = _exit_status(error)
+            if self.exits and status is not None and self._is_last(error):
+                sys.exit(status)
+            raise
+
+    def _is_last(self, error: Exception) -> bool:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            return True
+        inside = _launcher() in ("BasicLauncher", "JoblibLauncher") and not is_worker()
+        return inside and isinstance(error, Interrupted)
 
 
 def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str = "train") -> Any:
@@ -233,7 +261,7 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: st
     logging.raiseExceptions = False
     failure: Exception
     try:
-        if _launcher() == "JoblibLauncher":
+        if _launcher() == "JoblibLauncher" and is_worker():
             pin(HydraConfig.get().launcher.n_jobs, config.get("device"), config.get("threads"))
         return task(config)
     except (Diverged, Interrupted) as error:
@@ -248,6 +276,8 @@ def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: st
     failure.reported = _launcher() not in ("LocalLauncher", "SlurmLauncher")  # these write files
     if isinstance(failure, Interrupted):
         failure.hand_on()
+        if _launcher() == "JoblibLauncher" and is_worker() and is_orphan():
+            os._exit(failure.exit_status)  # and take no further run from the queue
     elif HydraConfig.initialized():
         _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
     raise failure

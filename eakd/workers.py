@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import tempfile
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 MOST = 4096  # slots of one sweep
+SWEEP = os.getppid()  # of a worker process: the one that started it
 
 
 def pin(count: int, device: str | None = None, threads: int | None = None) -> int:
@@ -26,8 +30,9 @@ def pin(count: int, device: str | None = None, threads: int | None = None) -> in
     """
     import torch  # the command line answers without it
 
+    _follow()
     count = count if count > 0 else max(1, len(cores()) + 1 + count)
-    slot = claim(os.getppid(), count)
+    slot = claim(SWEEP, count)
     if device in (None, "auto", "cuda") and (gpu := _gpu(slot)) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     elif device in (None, "auto", "cpu") and threads is None:
@@ -36,6 +41,28 @@ def pin(count: int, device: str | None = None, threads: int | None = None) -> in
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, mine)
     return slot
+
+
+def is_worker() -> bool:
+    """Whether this is a worker process; joblib with one worker runs inside the main process."""
+    return multiprocessing.current_process().name != "MainProcess"
+
+
+def is_orphan() -> bool:
+    """Whether the process that started this one has ended."""
+    return os.getppid() != SWEEP
+
+
+@cache
+def _follow() -> None:
+    """Stop this process as by SIGTERM when the sweep has ended, however that happened."""
+
+    def watch() -> None:
+        while not is_orphan():
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @cache

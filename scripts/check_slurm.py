@@ -152,7 +152,9 @@ def stop(daemons: list[subprocess.Popen[bytes]]) -> None:
 def sweep(launcher: list[str], epochs: int, outputs: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "scripts/train.py", "-m", *launcher, *RUN, "seed=0,1", "threads=1"]
     command += [f"recipe.epochs={epochs}", f"output_root={outputs}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    # Without accounting, submitit warns about sacct every few seconds.
+    with outputs.with_suffix(".log").open("w") as log:
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
 
 
 def run_of(outputs: Path, seed: int) -> Path | None:
@@ -170,7 +172,7 @@ def check(epochs: int, folder: Path) -> int:
     undisturbed, outputs = folder / "undisturbed", folder / "outputs"
     began = time.monotonic()
     if sweep([], epochs, undisturbed).wait() != 0:
-        print("failed: the undisturbed runs")
+        print("failed:", (folder / "undisturbed.log").read_text())
         return 1
     print(f"two undisturbed runs: {time.monotonic() - began:.0f} s")
 
@@ -197,6 +199,8 @@ def check(epochs: int, folder: Path) -> int:
             main.kill()
             subprocess.run(["scancel", "--user", "root"], check=False)
     print(f"the sweep through SLURM: {time.monotonic() - began:.0f} s, status {main.returncode}")
+    if main.returncode != 0:
+        print((folder / "outputs.log").read_text())
     return report(main.returncode, undisturbed, outputs)
 
 

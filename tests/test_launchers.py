@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,12 @@ def start(*words, cwd=ROOT, before=(), **kwargs):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ray_environment():
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    return environment
 
 
 def sweep(*words, **kwargs):
@@ -141,7 +148,7 @@ def test_the_slot_of_a_killed_worker_is_free_again():
 
     def worker():
         process = subprocess.Popen(
-            [sys.executable, "-c", code.format(os.getpid())],
+            [sys.executable, "-c", code.format(2**22 + os.getpid())],
             env=ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -181,11 +188,28 @@ def test_joblib_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
     assert status == 0 and out.count("finished before") == 2, err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_save_and_stop_when_the_sweep_is_killed(tiny, tmp_path, number):
+    words = [*small(tiny, tmp_path), "recipe.epochs=2000", "seed=0,1,2,3"]
+    process = start("-m", "hydra/launcher=workers", *words)
+    wait_for_epochs(tmp_path, 2, process, runs=2)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)  # until the workers have closed their outputs, too
+    assert process.returncode == -number
+    assert err.count("SIGTERM: state saved to") == 2, err
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("**/status.json")]
+    assert states == ["interrupted"] * 2  # and the other runs did not begin
+
+
 # The launcher inside this process
 
 
-def test_a_signal_ends_a_whole_sweep(tiny, tmp_path):
-    words = [*small(tiny, tmp_path), "recipe.epochs=500", "seed=0,1"]
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_signal_ends_a_whole_sweep(tiny, tmp_path, launcher):
+    """joblib with one worker uses no other process."""
+    words = [*small(tiny, tmp_path), "recipe.epochs=500", "seed=0,1", f"hydra/launcher={launcher}"]
+    words += ["hydra.launcher.n_jobs=1"] if launcher == "joblib" else []
     process = start("-m", *words)
     wait_for_epochs(tmp_path, 2, process)
     process.terminate()
@@ -253,10 +277,10 @@ def test_the_plugins_know_the_keys_of_our_launchers(launcher):
 # submitit and Ray
 
 
-def wait_for_epochs(root, count, process):
+def wait_for_epochs(root, count, process, runs=1):
     for _ in range(1200):
         lines = [len(path.read_text().splitlines()) for path in root.glob("**/metrics.jsonl")]
-        if lines and max(lines) >= count:
+        if sum(line >= count for line in lines) >= runs:
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -346,15 +370,50 @@ def test_submitit_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
     assert "Traceback" not in err and len(summaries(tmp_path)) == 1
 
 
+@pytest.fixture
+def ray_cluster(tmp_path):
+    """A running Ray of one core, started in another folder than the sweep."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    script = Path(sysconfig.get_path("scripts")) / "ray"
+    words = ("--head", "--port=0", "--num-cpus=1", "--include-dashboard=false", "--block")
+    words += ("--object-store-memory=78643200",)
+    with (elsewhere / "log").open("w") as log:
+        process = subprocess.Popen(
+            [script, "start", *words],
+            cwd=elsewhere,
+            env=ray_environment(),
+            stdout=log,
+            stderr=log,
+        )
+    for _ in range(1200):
+        address = re.search(r"--address='([\d.:]+)'", (elsewhere / "log").read_text())
+        if address:
+            break
+        assert process.poll() is None, (elsewhere / "log").read_text()
+        time.sleep(0.1)
+    yield address[1], elsewhere
+    process.terminate()
+    process.wait()
+
+
 @pytest.mark.slow
-def test_ray_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
-    words = [*small(tiny, "here"), "recipe.lr=-1,0.1", "+hydra.launcher.ray.init.num_cpus=1"]
-    ray = ("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_gpus=0")
-    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
-    environment.pop("RAY_ADDRESS", None)
-    status, out, err = sweep(*ray, *words, cwd=tmp_path, env=environment)
+def test_ray_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path, ray_cluster):
+    address, elsewhere = ray_cluster
+    ray = ("hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={address}")
+    words = ["hydra.launcher.ray.remote.num_gpus=0", *small(tiny, "here"), "recipe.lr=-1,0.1"]
+    status, out, err = sweep(*ray, *words, cwd=tmp_path, env=ray_environment())
     assert status == 2, out + err
     told = errors(out + err)
     assert len(told) == 1 and told[0].endswith("recipe.lr: found -1, allowed is a number > 0")
     assert "Traceback" not in out + err
     assert len(summaries(tmp_path / "here")) == 1  # a relative folder means this one's
+    assert [path.name for path in elsewhere.iterdir()] == ["log"]
+
+
+@pytest.mark.slow
+def test_without_a_cluster_ray_starts_here(tiny, tmp_path):
+    ray = ("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_gpus=0")
+    words = [*small(tiny, tmp_path / "here"), "+hydra.launcher.ray.init.num_cpus=1"]
+    status, out, err = sweep(*ray, *words, env=ray_environment())
+    assert status == 0 and len(summaries(tmp_path / "here")) == 1, out + err
