@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -63,4 +64,17 @@ class Interrupted(RuntimeError):
     def __init__(self, number: int, checkpoint: str):
         name = signal.Signals(number).name
         super().__init__(f"{name}: state saved to {checkpoint}; the same command continues the run")
+        self.number, self.checkpoint = number, checkpoint
         self.exit_status = 128 + number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Launchers pickle a job's error, and an exception is made again from its message only.
+        return type(self), (self.number, self.checkpoint), self.__dict__
+
+    def hand_on(self) -> None:
+        """Give the signal to the scheduler's tool that waits for it, to requeue the job and exit.
+
+        To be called when everything is closed. SIGTERM and SIGINT have done their work by then.
+        """
+        if self.number not in (signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(self.number)

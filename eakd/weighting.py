@@ -8,6 +8,7 @@ float32 at least, and never part of the gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -94,6 +95,8 @@ class Weighting:
         kind: a name from the table.
         entropy_temperature: τ′ > 0 of Eq. 8.
         max_entropy: bound ``H_max`` in nats, ``None`` for ``log C``.
+        batch_mean: mean of ``matched``, a scalar. Where several processes share a batch, it must
+            be one over all of them.
 
     Raises:
         UserError: unknown kind, non-positive temperature or bound; on call, logits whose shapes
@@ -105,6 +108,7 @@ class Weighting:
         kind: str = "ea",
         entropy_temperature: float = 3.0,
         max_entropy: float | None = None,
+        batch_mean: Callable[[Tensor], Tensor] = torch.mean,
     ):
         check_choice("kind", kind, KINDS)
         check_number("entropy_temperature", entropy_temperature, above=0)
@@ -113,6 +117,7 @@ class Weighting:
         self.kind = kind
         self.entropy_temperature = entropy_temperature
         self.max_entropy = max_entropy
+        self.batch_mean = batch_mean
 
     @torch.no_grad()
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ class Weighting:
         if self.kind == "interaction":
             return interaction
         weight = (teacher_entropy + interaction) / 2  # Eq. 11
-        return weight.mean().expand_as(weight) if self.kind == "matched" else weight
+        return self.batch_mean(weight).expand_as(weight) if self.kind == "matched" else weight
 
     def __repr__(self) -> str:
         bound = "log C" if self.max_entropy is None else f"{self.max_entropy:g}"

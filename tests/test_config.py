@@ -67,7 +67,7 @@ def test_run_names_can_be_read():
     config = compose(
         ["data=cifar100", "teacher=resnet32x4", "student=resnet8x4", "distiller=ea_kd", "seed=3"]
     )
-    digits = config_hash(config)
+    digits = config_hash(identity(config))
     assert run_name(config) == f"cifar100/resnet32x4-resnet8x4/ea_kd/seed3-{digits}"
     assert Path(config.run_dir) == Path("outputs") / run_name(config)
     assert identity(config)["seed"] == 3

@@ -24,7 +24,7 @@ from eakd.errors import UserError, check_choice, check_number
 # Sets up to this size are kept on the device: Tiny-ImageNet-200 (1.35 GB) is, ImageNet is not.
 RESIDENT_BYTES = 2 << 30
 
-StrongView = Callable[[Tensor, torch.Generator], Tensor]
+StrongView = Callable[..., Tensor]  # see `Pipeline`
 
 
 def stream(*key: object) -> torch.Generator:
@@ -93,10 +93,14 @@ class Pipeline:
             one) or ``"auto"``, for sets up to `RESIDENT_BYTES`.
         strong_view: turns cropped and flipped images ``(N, H, W, 3)`` uint8 into a strong view of
             the same shape, with random numbers from the given CPU generator. `Batch.strong` then
-            holds it, made from a crop and flip of its own.
+            holds it, made from a crop and flip of its own. For a part of a batch it is also given
+            the size of the batch and the slice of it that the images are, and must give them the
+            views that they would have among all.
+        part: ``(rank, size)``: `epoch` gives part number ``rank`` of ``size`` of each batch. The
+            parts make up the batch, augmentation included, and their sizes differ by 1 at most.
 
     Raises:
-        UserError: an argument out of range.
+        UserError: an argument out of range, or a batch that is too small for so many parts.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Pipeline:
         drop_last: bool = False,
         resident: bool | str = "auto",
         strong_view: StrongView | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         check_number("batch_size", batch_size, at_least=1, integer=True)
         check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True)
@@ -141,6 +146,7 @@ class Pipeline:
         self.crop_padding, self.flip, self.rotation = crop_padding, flip, rotation
         self.drop_last = drop_last
         self.strong_view = strong_view
+        self.part = part
 
         val, train = np.empty(0, np.int64), np.arange(len(data.train_labels))
         if val_fraction:
@@ -158,6 +164,14 @@ class Pipeline:
             raise UserError(
                 f"batch_size: found {batch_size}, allowed is at most {self.train_size}, the size "
                 f"of the training set, because drop_last would leave no step"
+            )
+
+        smallest = self.step_size(self.steps_per_epoch - 1)
+        if part[1] > 1 and smallest < part[1]:
+            raise UserError(
+                f"batch_size: found {batch_size}, with {smallest} of {self.train_size} samples in "
+                f"the last step of an epoch, allowed with {part[1]} processes is at least "
+                f"{part[1]} samples in every step"
             )
 
         size = data.train_images.nbytes + data.test_images.nbytes
@@ -211,12 +225,16 @@ class Pipeline:
     def __len__(self) -> int:
         return self.steps_per_epoch
 
+    def step_size(self, step: int) -> int:
+        """Samples of a training step (counted from 0), of all parts together."""
+        return min(self.batch_size, self.train_size - step * self.batch_size)
+
     def has_split(self, split: str) -> bool:
         """Whether `evaluation` knows ``split``."""
         return split in self._members
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The training batches of an epoch.
+        """The training batches of an epoch, or this part of each.
 
         Args:
             epoch: counted from 1.
@@ -238,13 +256,16 @@ class Pipeline:
         weak = self._draw_view(epoch, "weak")
         other = None if self.strong_view is None else self._draw_view(epoch, "strong")
         for step in range(start, self.steps_per_epoch):
-            at = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            size = self.step_size(step)
+            mine = _part(size, self.part)
+            at = slice(step * self.batch_size + mine.start, step * self.batch_size + mine.stop)
             images = self._fetch("train", order[at], index[at])
             strong = None
             if other is not None:
                 generator = stream(self.seed, epoch, step, "strong_view")
+                whole = () if self.part[1] == 1 else (size, mine)
                 strong = self._normalize(
-                    self.strong_view(self._apply(other, at, images), generator)
+                    self.strong_view(self._apply(other, at, images), generator, *whole)
                 )
             yield Batch(
                 images=self._normalize(self._apply(weak, at, images)),
@@ -253,20 +274,22 @@ class Pipeline:
                 strong=strong,
             )
 
-    def evaluation(self, split: str) -> Iterator[Batch]:
+    def evaluation(self, split: str, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """A split in its own order, without augmentation.
 
         Args:
             split: ``"train"``, ``"test"``, or ``"val"`` where there is one.
+            part: ``(rank, size)`` for part number ``rank`` of ``size`` of the split.
 
         Returns:
             Batches. `Batch.index` counts in the test set for ``"test"``, else in the training set.
         """
         check_choice("split", split, self._members)
-        return self._evaluation(split)
+        return self._evaluation(split, part)
 
-    def _evaluation(self, split: str) -> Iterator[Batch]:
-        for members in self._members[split].split(self.eval_batch_size):
+    def _evaluation(self, split: str, part: tuple[int, int]) -> Iterator[Batch]:
+        members_of_part = self._members[split][_part(len(self._members[split]), part)]
+        for members in members_of_part.split(self.eval_batch_size):
             index = members.to(self.device)
             images = self._normalize(self._fetch(split, members, index))
             yield Batch(images, self._labels[split][index], index)
@@ -307,6 +330,12 @@ class Pipeline:
         """The operations of torchvision's ToTensor and Normalize, so to the last bit on a CPU."""
         rows = images.flatten(2).float().div_(255).sub_(self._mean).div_(self._std)
         return rows.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _part(count: int, part: tuple[int, int]) -> slice:
+    """Where part ``(rank, size)`` of ``count`` samples lies."""
+    rank, size = part
+    return slice(rank * count // size, (rank + 1) * count // size)
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

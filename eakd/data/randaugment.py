@@ -308,15 +308,23 @@ def apply_parameters(images: Tensor, parameters: Parameters) -> Tensor:
     return cutout(images, size, centre)
 
 
-def randaugment(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def randaugment(
+    images: Tensor,
+    generator: torch.Generator | None = None,
+    batch: int | None = None,
+    at: slice = slice(None),
+) -> Tensor:
     """A strong view of each image: two random operations and a cutout.
 
     Args:
         images: ``(N, H, W, 3)`` uint8, on any device; cropped and flipped already.
         generator: on the CPU. The same state gives the same views on every device.
+        batch: size of the batch whose slice ``at`` the images are, if they are not all of it. They
+            get the views that they would get among all.
 
     Returns:
         ``(N, H, W, 3)`` uint8.
     """
     n, height, width = images.shape[:3]
-    return apply_parameters(images, draw_parameters(n, height, width, generator))
+    drawn = draw_parameters(n if batch is None else batch, height, width, generator)
+    return apply_parameters(images, Parameters(*(draws[at] for draws in drawn)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,18 @@ class Distiller(nn.Module):
         """The teacher's `Output` for ``images``, without gradient."""
         with torch.no_grad():
             return self.teacher(images, features=features)
+
+    def passes(self, batch: Batch, progress: Progress) -> Any:
+        """Run the networks and every other module, but compute no loss.
+
+        `forward` starts with it, and the benchmark takes it, with a backward pass from all that it
+        returns, as the time that the method cannot avoid. A method that is not benchmarked may do
+        without.
+
+        Returns:
+            The tensors that the losses compare, in any nesting of tuples, lists and dicts.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell its passes from its losses")
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         raise NotImplementedError

@@ -91,8 +91,7 @@ class CTKD(LogitDistiller):
         return self.min_temperature + self.temperature_range * torch.sigmoid(theta)
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
-        teacher_logits = self.teach(batch.images).logits
-        student_logits = self.student(batch.images, features=False).logits
+        student_logits, teacher_logits = self.passes(batch, progress)
         pair, entropy_pair = self.loss_and_entropy_logits(student_logits, teacher_logits)
         # τ² stays in the graph: detached, dL/dτ would be several times larger and another
         # temperature would be learned.

@@ -109,8 +109,7 @@ class DKD(LogitDistiller):
         self.kd_weight = kd_weight
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
-        teacher_logits = self.teach(batch.images).logits
-        student_logits = self.student(batch.images, features=False).logits
+        student_logits, teacher_logits = self.passes(batch, progress)
         pair, entropy_pair = self.loss_and_entropy_logits(student_logits, teacher_logits)
         target = target_class_loss(*pair, batch.targets, self.temperature)
         non_target = non_target_class_loss(*pair, batch.targets, self.temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
@@ -32,6 +32,25 @@ class Path(NamedTuple):
 
     start: str
     switch: int
+
+
+class Passes(NamedTuple):
+    """What the networks and bridges make of one batch.
+
+    Attributes:
+        student_logits, teacher_logits: ``(N, C)``.
+        appearance: stage → the student's map, bridged into the teacher's space.
+        function: stage and map for every stage of the teacher that a path from the student ran.
+        mixed_logits: ``(N, C)`` at the end of each path.
+        teacher_maps: the teacher's map after each stage, the target of both.
+    """
+
+    student_logits: Tensor
+    teacher_logits: Tensor
+    appearance: dict[int, Tensor]
+    function: list[tuple[int, Tensor]]
+    mixed_logits: list[Tensor]
+    teacher_maps: list[Tensor]
 
 
 def candidate_paths(num_stages: int) -> list[Path]:
@@ -217,12 +236,11 @@ class FCFD(Distiller):
         order = torch.randperm(len(self.paths), generator=progress.generator())
         return [self.paths[index] for index in order[: self.mixed_paths].tolist()]
 
-    def forward(
+    def passes(
         self, batch: Batch, progress: Progress, paths: Sequence[Path] | None = None
-    ) -> Terms:
-        """The terms of one step; ``paths`` replaces the sampled ones."""
+    ) -> Passes:
+        """Both networks on their own, the bridges, and the mixed paths of one step."""
         paths = self.sample_paths(progress) if paths is None else paths
-        last = self.num_stages - 1
         with self._teacher_statistics():
             with torch.no_grad():
                 teacher_maps = stage_maps(self.teacher, batch.images)
@@ -233,20 +251,33 @@ class FCFD(Distiller):
                 stage: self.to_teacher[str(stage)](student_maps[stage])
                 for stage in range(1, self.num_stages)
             }
-
-            appearance = sum(
-                matching_loss(x, teacher_maps[stage], stage == last) for stage, x in bridged.items()
-            )
-            function, mixed_kl = torch.zeros_like(appearance), torch.zeros_like(appearance)
+            function, mixed_logits = [], []
             for path in paths:
                 if path.start == "student":
                     maps, logits = self._continue(self.teacher, path, bridged[path.switch - 1])
-                    for stage, x in maps.items():
-                        function = function + matching_loss(x, teacher_maps[stage], stage == last)
+                    function += maps.items()
                 else:
                     x = self.to_student[str(path.switch - 1)](teacher_maps[path.switch - 1])
                     _, logits = self._continue(self.student, path, x)
-                mixed_kl = mixed_kl + kd_loss(logits, teacher_logits, self.temperature)
+                mixed_logits.append(logits)
+        return Passes(student_logits, teacher_logits, bridged, function, mixed_logits, teacher_maps)
+
+    def forward(
+        self, batch: Batch, progress: Progress, paths: Sequence[Path] | None = None
+    ) -> Terms:
+        """The terms of one step; ``paths`` replaces the sampled ones."""
+        made = self.passes(batch, progress, paths)
+        student_logits, teacher_logits = made.student_logits, made.teacher_logits
+        last = self.num_stages - 1
+
+        def matched(maps: Iterable[tuple[int, Tensor]]) -> Tensor:
+            losses = (matching_loss(x, made.teacher_maps[i], i == last) for i, x in maps)
+            return sum(losses, torch.zeros_like(student_logits[:, 0]))
+
+        appearance, function = matched(made.appearance.items()), matched(made.function)
+        mixed_kl = torch.zeros_like(appearance)
+        for logits in made.mixed_logits:
+            mixed_kl = mixed_kl + kd_loss(logits, teacher_logits, self.temperature)
 
         ramp = min(progress.epoch / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0
         losses = {

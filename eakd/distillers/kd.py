@@ -44,8 +44,12 @@ def kd_loss(
 class CrossEntropy(Distiller):
     """Training on the labels alone: teachers, and the student's baseline (``distiller=none``)."""
 
+    def passes(self, batch: Batch, progress: Progress) -> Tensor:
+        """The student's logits ``(N, C)``."""
+        return self.student(batch.images, features=False).logits
+
     def forward(self, batch: Batch, progress: Progress) -> Terms:
-        logits = self.student(batch.images, features=False).logits
+        logits = self.passes(batch, progress)
         return Terms({"ce": F.cross_entropy(logits, batch.targets)}, logits)
 
 
@@ -82,8 +86,7 @@ class KD(LogitDistiller):
         self.kd_weight = kd_weight
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
-        teacher_logits = self.teach(batch.images).logits
-        student_logits = self.student(batch.images, features=False).logits
+        student_logits, teacher_logits = self.passes(batch, progress)
         pair, entropy_pair = self.loss_and_entropy_logits(student_logits, teacher_logits)
         losses = {
             "ce": self.ce_weight * F.cross_entropy(student_logits, batch.targets),

@@ -162,7 +162,8 @@ class MLD(LogitDistiller):
         temperatures = torch.tensor([temperature, *EXTRA_TEMPERATURES])
         self.register_buffer("temperatures", temperatures, persistent=False)
 
-    def forward(self, batch: Batch, progress: Progress) -> Terms:
+    def passes(self, batch: Batch, progress: Progress) -> tuple[LogitPair, LogitPair]:
+        """The (student, teacher) logits of the weak and of the strong view."""
         self.check_strong_view(batch.strong is not None)
         # The frozen teacher takes both views at once; the student one by one, because each view
         # has its own batch statistics.
@@ -170,9 +171,12 @@ class MLD(LogitDistiller):
         teacher_weak, teacher_strong = both.chunk(2)
         student_weak = self.student(batch.images, features=False).logits
         student_strong = self.student(batch.strong, features=False).logits
+        return (student_weak, teacher_weak), (student_strong, teacher_strong)
 
+    def forward(self, batch: Batch, progress: Progress) -> Terms:
+        (student_weak, teacher_weak), raw_strong = self.passes(batch, progress)
         weak, weak_entropy = self.loss_and_entropy_logits(student_weak, teacher_weak)
-        strong, strong_entropy = self.loss_and_entropy_logits(student_strong, teacher_strong)
+        strong, strong_entropy = self.loss_and_entropy_logits(*raw_strong)
         samples, classes = low_confidence(teacher_weak, self.variant)
         instance_weak, instance_strong = instance_losses(
             weak, strong, samples, self.temperatures, self.variant
@@ -181,7 +185,7 @@ class MLD(LogitDistiller):
             student_weak, teacher_weak, samples, classes, self.temperatures
         )
         ce = F.cross_entropy(student_weak, batch.targets)
-        ce = ce + F.cross_entropy(student_strong, batch.targets)
+        ce = ce + F.cross_entropy(raw_strong[0], batch.targets)
         losses = {
             "ce": self.ce_weight * ce,
             "instance_weak": self.kd_weight * instance_weak,

@@ -36,7 +36,11 @@ def hcl_loss(x: Tensor, target: Tensor) -> Tensor:
             share /= 2
             total += share
             # Pooling is linear: the pool of the difference is the difference of the pools.
-            loss = loss + share * mean_square(F.adaptive_avg_pool2d(error, size))
+            pooled = F.adaptive_avg_pool2d(error, size)
+            loss = loss + share * mean_square(pooled)
+            # A pool of equal windows is what the next one, a divisor of it, can be made from.
+            if all(side % size == 0 for side in error.shape[2:]):
+                error = pooled
     return loss / total
 
 
@@ -151,22 +155,30 @@ class ReviewKD(Distiller):
             for depth, (source, target) in enumerate(zip(*channels, strict=False))
         )
 
-    def review(self, student: Output, teacher: Output) -> Tensor:
-        """Σ HCL over the levels, ``(N,)``, of the outputs of both networks on the same images."""
+    def fuse(self, student: Output, teacher: Output) -> list[tuple[Tensor, Tensor]]:
+        """The fused map and its target at each level, of both networks on the same images."""
         sources = levels(student.features, student.pooled)
         targets = levels(teacher.preactivations, teacher.pooled)
-        loss, residual = 0.0, None
+        pairs, residual = [], None
         for fusion, x, target in zip(self.fusions, sources, targets, strict=False):
             fused, residual = fusion(x, residual, target.shape[2:])
-            loss = loss + hcl_loss(fused, target)
-        return loss
+            pairs.append((fused, target))
+        return pairs
 
-    def forward(self, batch: Batch, progress: Progress) -> Terms:
+    def passes(
+        self, batch: Batch, progress: Progress
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """The student's and the teacher's logits ``(N, C)``, and what `fuse` returns."""
         teacher = self.teach(batch.images, features=True)
         student = self.student(batch.images)
+        return student.logits, teacher.logits, self.fuse(student, teacher)
+
+    def forward(self, batch: Batch, progress: Progress) -> Terms:
+        student_logits, teacher_logits, pairs = self.passes(batch, progress)
         warmup = min(progress.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        review = sum(hcl_loss(fused, target) for fused, target in pairs)
         losses = {
-            "ce": self.ce_weight * F.cross_entropy(student.logits, batch.targets),
-            "review": self.review_weight * warmup * self.review(student, teacher),
+            "ce": self.ce_weight * F.cross_entropy(student_logits, batch.targets),
+            "review": self.review_weight * warmup * review,
         }
-        return Terms(losses, student.logits, teacher.logits)
+        return Terms(losses, student_logits, teacher_logits)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from eakd.distillers.base import Distiller
+from eakd.data.base import Batch
+from eakd.distillers.base import Distiller, Progress
 from eakd.errors import UserError, check_choice
 from eakd.weighting import Weighting
 
@@ -53,6 +54,11 @@ class LogitDistiller(Distiller):
         check_choice("entropy_logits", entropy_logits, ("raw", "standardized"))
         self.standardize = standardize
         self.entropy_logits = entropy_logits
+
+    def passes(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's logits ``(N, C)``."""
+        teacher_logits = self.teach(batch.images).logits
+        return self.student(batch.images, features=False).logits, teacher_logits
 
     def loss_and_entropy_logits(
         self, student_logits: Tensor, teacher_logits: Tensor

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from eakd.config import CONFIGS
-from eakd.errors import UserError
+from eakd.errors import UserError, check_choice
 
 AXES = ("pair", "method", "variant", "metric")
 
@@ -26,7 +26,7 @@ class Cell:
         method: a config of ``configs/distiller``, or ``"teacher"``: the teacher itself, which is no
             run of its own (every distilled run of the pair records its accuracy).
         variant: a setting of the table, ``""`` in a table without variants.
-        overrides: the command line of the cell's runs, without seed and protocol.
+        overrides: the command line of the cell's runs, without data, protocol and seed.
         paper: what the paper printed, ``{metric: percent}``; empty where it has no such cell.
     """
 
@@ -44,7 +44,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of ``configs/table``, narrowed to what was asked for.
+    """A table of ``configs/tables``, narrowed to what was asked for.
 
     Attributes:
         rows, columns: the axis (`AXES`) that is written down the side and along the top.
@@ -101,13 +101,28 @@ def printed(table: str, pair: str, method: str, variant: str = "") -> dict[str, 
     return node if isinstance(node, dict) else {"top1": node}
 
 
+def table_names() -> list[str]:
+    """Every ``table=``."""
+    return sorted(path.stem for path in (CONFIGS / "tables").glob("*.yaml"))
+
+
+def load_table(name: object) -> dict[str, Any]:
+    """The file of ``configs/tables`` that defines a table.
+
+    Raises:
+        UserError: no such table, with the ones there are.
+    """
+    check_choice("table", str(name), table_names())
+    return yaml.safe_load((CONFIGS / "tables" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def make_table(
     definition: Mapping[str, Any],
     pairs: Sequence[str] | None = None,
     methods: Sequence[str] | None = None,
     variants: Sequence[str] | None = None,
 ) -> Table:
-    """A table from a file of ``configs/table``, narrowed to some pairs, methods and variants.
+    """A table from a file of ``configs/tables``, narrowed to some pairs, methods and variants.
 
     Args:
         pairs: any ``TEACHER-STUDENT`` of two models, also one that the paper does not have.
@@ -124,8 +139,8 @@ def make_table(
     cells = []
     for pair, method, variant in product(wanted_pairs, wanted_methods, wanted_variants):
         teacher, student = pair.split("-")
-        overrides = [f"data={definition['data']}", f"teacher={teacher}", f"student={student}"]
-        overrides += [f"distiller={method}", *settings[variant]]
+        overrides = [f"teacher={teacher}", f"student={student}", f"distiller={method}"]
+        overrides += settings[variant]
         paper = printed(definition["name"], pair, method, variant)
         cells.append(
             Cell(pair, method, variant, () if method == "teacher" else tuple(overrides), paper)

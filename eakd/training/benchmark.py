@@ -1,20 +1,24 @@
 """How fast the shipped loop is, beside a plain loop and beside the bare limit.
 
-All loops alternate in short blocks, so that a busy machine slows each alike. The plain loop has a
-process of its own that sleeps while the others run: our loop changes settings of its whole process
-(`keep_freed_memory`) that a plain loop would not have.
+Our loop, its EA form and the limit alternate step by step, so that a busy machine slows each alike,
+and are compared step by step. The plain loop has a process of its own that sleeps while the others
+run: our loop changes settings of its whole process (`keep_freed_memory`) that a plain loop would
+not have.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
+import logging
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +27,13 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
+from eakd.config import compose
 from eakd.data import Pipeline
-from eakd.data.base import ImageData
-from eakd.distillers.base import Progress
+from eakd.data.base import Batch, ImageData
+from eakd.distillers.base import Distiller, Progress
 from eakd.distillers.kd import kd_loss
 from eakd.errors import check_number
 from eakd.files import write_json
@@ -39,6 +45,11 @@ from eakd.training.schedule import Recipe
 from eakd.weighting import Weighting
 
 Block = Callable[[], float]  # runs one block of steps and returns its seconds
+Loop = Iterator[None]  # each ``next`` runs one step
+
+WARMUP_STEPS = 20
+
+log = logging.getLogger(__name__)
 
 
 def random_images(count: int, size: int, classes: int, seed: int) -> ImageData:
@@ -50,12 +61,21 @@ def random_images(count: int, size: int, classes: int, seed: int) -> ImageData:
     return ImageData("noise", names, images, labels, images[:1], labels[:1], "noise")
 
 
-def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: Weighting) -> Block:
-    """`train_epoch` exactly as `fit` calls it, one epoch a block."""
+def build_method(
+    config: DictConfig, compute: Compute, weighting: Weighting
+) -> tuple[Distiller, Recipe, torch.optim.SGD]:
+    """The method around fresh networks, as `run` builds it, and its optimiser."""
     recipe = Recipe(epochs=1, batch_size=config.batch_size)
-    method = get_object(config.distiller._target_)
-    fold = config.fold_batchnorm and method.folds_teacher
+    fold = config.fold_batchnorm and get_object(config.distiller._target_).folds_teacher
     teacher, student = models(config, compute, fold)
+    distiller = build_distiller(config, student, teacher, weighting, config.image_size, compute)
+    distiller.train()
+    return distiller, recipe, make_optimizer(distiller, recipe, compute)
+
+
+def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: Weighting) -> Loop:
+    """`train_epoch` exactly as `fit` calls it."""
+    distiller, recipe, optimizer = build_method(config, compute, weighting)
     pipeline = Pipeline(
         data,
         batch_size=config.batch_size,
@@ -63,57 +83,44 @@ def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: W
         seed=config.seed,
         mean=list(config.data.mean),
         std=list(config.data.std),
-        strong_view=strong_view(recipe, method),
+        strong_view=strong_view(recipe, type(distiller)),
     )
-    distiller = build_distiller(config, student, teacher, weighting, config.image_size, compute)
-    distiller.train()
-    samples = len(data.train_labels)
-    optimizer = make_optimizer(distiller, recipe, compute)
-
-    def block() -> float:
-        meters = Meters(compute.device, samples)
-        began = time.perf_counter()
-        for _ in train_epoch(
-            *(distiller, pipeline, recipe, compute, optimizer, meters, Progress(0, 1, 0))
-        ):
-            pass
-        meters.read()
-        return time.perf_counter() - began
-
-    return block
+    for epoch in itertools.count(1):
+        meters = Meters(compute.device, len(data.train_labels))
+        progress = Progress(config.seed, epoch, 0)
+        for _ in train_epoch(distiller, pipeline, recipe, compute, optimizer, meters, progress):
+            yield
 
 
-def limit_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
-    """Teacher forward, student forward and backward, optimiser, on one resident batch."""
-    teacher, student = models(config, compute, config.fold_batchnorm)
-    images = torch.rand(config.batch_size, 3, config.image_size, config.image_size)
-    if compute.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    images = images.to(compute.device)
+def limit_loop(config: DictConfig, compute: Compute) -> Loop:
+    """What the method cannot avoid, on one resident batch.
+
+    Its network passes (`Distiller.passes`), forward, and backward from ready-made gradients, and
+    the optimiser: no loss, no weight, no augmentation, no metric.
+    """
+    distiller, _, optimizer = build_method(config, compute, Weighting("uniform"))
+    shape = config.batch_size, 3, config.image_size, config.image_size
+    # In the memory format in which the pipeline leaves its batches.
+    views = torch.rand(2, *shape, device=compute.device)
+    weak, strong = (view.to(memory_format=torch.channels_last) for view in views)
     targets = torch.zeros(config.batch_size, dtype=torch.int64, device=compute.device)
-    optimizer = torch.optim.SGD(
-        student.parameters(),
-        lr=0.05,
-        momentum=0.9,
-        weight_decay=5e-4,
-        fused=compute.device.type in ("cuda", "cpu"),
-    )
-
-    def block() -> float:
-        began = time.perf_counter()
-        for _ in range(config.steps):
-            with compute.autocast():
-                with torch.no_grad():
-                    taught = teacher(images, features=False).logits
-                logits = student(images, features=False).logits
-                loss = F.cross_entropy(logits, targets) + kd_loss(logits, taught).mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        loss.item()  # wait for the device
-        return time.perf_counter() - began
-
-    return block
+    batch = Batch(weak, targets, targets, strong)
+    gradients: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-9  # the same work, but random gradients do not blow the weights up
+    for step in itertools.count():
+        # Methods that sample take the same samples as in `our_loop`.
+        epoch, step = step // config.steps + 1, step % config.steps
+        with compute.autocast():
+            made = tree_leaves(distiller.passes(batch, Progress(config.seed, epoch, step)))
+        ends = [x for x in made if isinstance(x, Tensor) and x.requires_grad]
+        for x in ends:
+            if (x.shape, x.dtype) not in gradients:
+                gradients[x.shape, x.dtype] = torch.randn_like(x)
+        torch.autograd.backward(ends, [gradients[x.shape, x.dtype] for x in ends])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield
 
 
 class PlainImages(Dataset):
@@ -221,68 +228,198 @@ def models(config: DictConfig, compute: Compute, fold: bool) -> tuple[nn.Module,
     return teacher, student
 
 
+class Times(NamedTuple):
+    """Seconds of one step, in turn: ``wall`` on the clock, ``cpu`` of all threads of the process.
+
+    CPU time suffers less from other programs. On an accelerator it is the time to launch the work.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+
+class Ratio(NamedTuple):
+    """A median of paired ratios with its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.4f} ({self.low:.4f} to {self.high:.4f})"
+
+
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """The median of ``numerators[i] / denominators[i]``.
+
+    Its interval lies between two order statistics, as the sign test puts it: whatever disturbs a
+    measurement, and however much, it assumes only that the pairs are independent.
+    """
+    ratios = sorted(n / d for n, d in zip(numerators, denominators, strict=True))
+    # The binomial distribution's 2.5 % quantile, by the normal one.
+    rank = max(int((len(ratios) - 1.96 * len(ratios) ** 0.5) / 2), 0)
+    return Ratio(statistics.median(ratios), ratios[rank], ratios[-1 - rank])
+
+
+def alternate(loops: dict[str, Loop], steps: int, device: torch.device) -> dict[str, Times]:
+    """Time ``steps`` steps of each loop, all loops in turn, in all orders in turn."""
+    times = {name: Times([], []) for name in loops}
+    # An accelerator works through a queue; waiting after each step would leave it idle.
+    stretch = 1 if device.type == "cpu" else 10
+    orders = itertools.cycle(itertools.permutations(loops))
+    for order in itertools.islice(orders, -(-steps // stretch)):
+        for name in order:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(stretch):
+                next(loops[name])
+            torch.zeros((), device=device).item()  # wait for the device
+            times[name].wall.append((time.perf_counter() - wall) / stretch)
+            times[name].cpu.append((time.process_time() - cpu) / stretch)
+    return times
+
+
+def peak_memory(loop: Loop, compute: Compute, steps: int = 4) -> int:
+    """Bytes of tensors at the worst moment of a few steps, beyond what is kept between steps."""
+    next(loop)  # makes what is kept
+    gc.collect()  # what earlier loops left must not be freed meanwhile
+    if compute.device.type == "cuda":
+        before = torch.cuda.memory_allocated(compute.device)
+        torch.cuda.reset_peak_memory_stats(compute.device)
+        for _ in range(steps):
+            next(loop)
+        return torch.cuda.max_memory_allocated(compute.device) - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        for _ in range(steps):
+            next(loop)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
+def method_loops(config: DictConfig, data: ImageData, compute: Compute) -> dict[str, Loop]:
+    return {
+        "ours": our_loop(config, data, compute, Weighting("uniform")),
+        "ours, EA weighting": our_loop(config, data, compute, Weighting("ea")),
+        "limit": limit_loop(config, compute),
+    }
+
+
 def benchmark(config: DictConfig) -> str:
-    """Measure and return a Markdown table; also writes JSON to ``config.output``."""
-    compute = build_compute(config)
+    """Measure and return a Markdown table; also writes JSON to ``config.output``.
+
+    One method beside the plain loop, or every method of ``config.methods`` without it.
+    """
     check_number("steps", config.steps, at_least=10, integer=True)
     check_number("rounds", config.rounds, at_least=1, integer=True)
+    compute = build_compute(config)
+    measure = measure_method if config.methods is None else measure_methods
+    numbers, lines = measure(config, compute)
+    if config.output:
+        write_json(Path(config.output), numbers)
+    title = (
+        f"{config.teacher.name} → {config.student.name}, batch {config.batch_size}, "
+        f"{compute.device.type}, ours in {compute.precision}"
+    )
+    if config.methods is None:
+        title = f"{config.distiller.name}, {title}"
+    return "\n".join([title, "", *lines])
+
+
+def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any], list[str]]:
+    """Samples per second of our loop, the plain one and the limit."""
     samples = config.steps * config.batch_size
     data = random_images(samples, config.image_size, config.num_classes, config.seed)
     with plain_process(config, compute) as plain:
-        loops: dict[str, Block] = {
-            "ours": our_loop(config, data, compute, Weighting("uniform")),
-            "ours, EA weighting": our_loop(config, data, compute, Weighting("ea")),
-            "limit": limit_loop(config, data, compute),
-            "plain": plain,
-        }
-        for block in loops.values():
-            block()  # warm-up: compilation, worker start, allocator
-        seconds: dict[str, list[float]] = {name: [] for name in loops}
-        order = list(loops)
+        loops = method_loops(config, data, compute)
+        plain()  # warm-up: compilation, worker start, allocator
+        alternate(loops, WARMUP_STEPS, compute.device)
+        times = {name: Times([], []) for name in loops}
+        plain_seconds = []
         for _ in range(config.rounds):
-            for name in order:
-                seconds[name].append(loops[name]())
-            # Each loop follows each other in turn: the one after the plain loop finds cold caches.
-            order.append(order.pop(0))
-    return report(config, compute, seconds, samples)
+            plain_seconds.append(plain() / config.steps)
+            for name, found in alternate(loops, config.steps, compute.device).items():
+                times[name].wall.extend(found.wall)
+                times[name].cpu.extend(found.cpu)
+    seconds = {name: found.wall for name, found in times.items()} | {"plain": plain_seconds}
+    speeds = {
+        name: config.batch_size / statistics.median(values) for name, values in seconds.items()
+    }
+    numbers = {
+        **describe(config, compute),
+        **compare(times),
+        "samples_per_second": speeds,
+        "ours_over_plain": speeds["ours"] / speeds["plain"],
+        "peak_memory_bytes": compute.peak_memory(),
+        "step_seconds": seconds,
+    }
+    lines = [
+        "| loop | samples/s |",
+        "|---|---|",
+        *(f"| {name} | {speed:.0f} |" for name, speed in speeds.items()),
+        "",
+        f"ours / plain: {numbers['ours_over_plain']:.2f}",
+        f"ours / limit: {1 / numbers['step_over_limit'].median:.3f}",
+        f"EA step / uniform step: {numbers['ea_over_uniform_time']}",
+    ]
+    return numbers, lines
 
 
-def report(
-    config: DictConfig, compute: Compute, seconds: dict[str, list[float]], samples: int
-) -> str:
-    def ratio(numerator: str, denominator: str) -> float:
-        """Median of the ratios of neighbouring blocks."""
-        pairs = zip(seconds[numerator], seconds[denominator], strict=True)
-        return statistics.median(top / bottom for top, bottom in pairs)
+def measure_methods(config: DictConfig, compute: Compute) -> tuple[dict[str, Any], list[str]]:
+    """Each method against its limit, and its EA form against it."""
+    samples = config.steps * config.batch_size
+    data = random_images(samples, config.image_size, config.num_classes, config.seed)
+    numbers = {**describe(config, compute), "methods": {}}
+    lines = [
+        "| method | step ms | CPU ms | limit ms | step / limit | EA step / step | EA CPU / CPU "
+        "| EA memory / memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in config.methods:
+        one = config.copy()
+        one.distiller = compose([f"distiller={name}"], "benchmark").distiller
+        loops = method_loops(one, data, compute)
+        plain, ea = (
+            peak_memory(our_loop(one, data, compute, Weighting(kind)), compute)
+            for kind in ("uniform", "ea")
+        )
+        alternate(loops, WARMUP_STEPS, compute.device)
+        times = alternate(loops, config.steps * config.rounds, compute.device)
+        found = compare(times)
+        medians = {
+            "step_ms": 1000 * statistics.median(times["ours"].wall),
+            "cpu_ms": 1000 * statistics.median(times["ours"].cpu),
+            "limit_ms": 1000 * statistics.median(times["limit"].wall),
+        }
+        memory = {"step_memory_bytes": plain, "ea_step_memory_bytes": ea}
+        numbers["methods"][name] = {**medians, **found, **memory}
+        cells = [
+            *(f"{value:.2f}" for value in medians.values()),
+            *(str(found[key]) for key in found),
+            f"{ea / plain:.4f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        log.info(lines[-1])
+    return numbers, lines
 
-    speeds = {name: samples / statistics.median(values) for name, values in seconds.items()}
-    numbers: dict[str, Any] = {
-        "method": config.distiller.name,
+
+def describe(config: DictConfig, compute: Compute) -> dict[str, Any]:
+    return {
+        "method": config.distiller.name if config.methods is None else None,
         "teacher": config.teacher.name,
         "student": config.student.name,
         "batch_size": config.batch_size,
         "device": str(compute.device),
         "precision": compute.precision,
         "threads": torch.get_num_threads(),
-        "samples_per_second": speeds,
-        "ours_over_plain": ratio("plain", "ours"),
-        "ours_over_limit": ratio("limit", "ours"),
-        "ea_over_uniform_time": ratio("ours, EA weighting", "ours"),
-        "peak_memory_bytes": compute.peak_memory(),
-        "blocks_seconds": seconds,
     }
-    if config.output:
-        write_json(Path(config.output), numbers)
-    lines = [
-        f"{config.distiller.name}, {config.teacher.name} → {config.student.name}, "
-        f"batch {config.batch_size}, {compute.device.type}, ours in {compute.precision}",
-        "",
-        "| loop | samples/s |",
-        "|---|---|",
-        *(f"| {name} | {speed:.0f} |" for name, speed in speeds.items()),
-        "",
-        f"ours / plain: {numbers['ours_over_plain']:.2f}",
-        f"ours / limit: {numbers['ours_over_limit']:.3f}",
-        f"EA step / uniform step: {numbers['ea_over_uniform_time']:.4f}",
-    ]
-    return "\n".join(lines)
+
+
+def compare(times: dict[str, Times]) -> dict[str, Ratio]:
+    ours, ea, limit = times["ours"], times["ours, EA weighting"], times["limit"]
+    return {
+        "step_over_limit": paired_ratio(ours.wall, limit.wall),
+        "ea_over_uniform_time": paired_ratio(ea.wall, ours.wall),
+        "ea_over_uniform_cpu": paired_ratio(ea.cpu, ours.cpu),
+    }

@@ -17,10 +17,9 @@ import torch
 
 from eakd.errors import UserError
 from eakd.files import write_atomically
+from eakd.training.record import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
-
-LAST, PREVIOUS = "last.pt", "previous.pt"
 
 
 def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
@@ -28,7 +27,8 @@ def save_checkpoint(directory: Path, state: dict[str, Any]) -> Path:
     last = directory / LAST
 
     def write(temporary: Path) -> None:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:  # Python's file says why when a write fails
+            torch.save(state, file)
         # The old file moves only once the new one is complete.
         if last.exists():
             os.replace(last, directory / PREVIOUS)

@@ -21,10 +21,11 @@ from eakd.data.base import Batch
 from eakd.distillers.base import Distiller, Progress, Terms, Total
 from eakd.errors import Diverged, Interrupted
 from eakd.models.zoo import save_weights
-from eakd.training.checkpoint import LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from eakd.training.checkpoint import load_checkpoint, save_checkpoint
 from eakd.training.device import Compute
 from eakd.training.evaluation import correct, evaluate
-from eakd.training.record import RunRecord
+from eakd.training.parallel import ALONE, Processes
+from eakd.training.record import LAST, PREVIOUS, RunRecord
 from eakd.training.schedule import Recipe
 from eakd.training.tracking import NoTracking
 from eakd.weighting import entropy
@@ -71,11 +72,30 @@ class Meters:
         """Means so far; waits for the device."""
         return dict(zip(self.names, (self.sums / self.seen).tolist(), strict=True))
 
-    def check_finite(self, epoch: int, record: RunRecord) -> None:
-        step = int(self.first_bad)
-        if step < 0:
+    def merged(self, processes: Processes) -> Meters:
+        """What all processes have seen together; these meters themselves if there is one."""
+        if processes.size == 1:
+            return self
+        mine = self.sums.cpu(), self.seen, self.first_bad.cpu(), self.samples.cpu()
+        sums, seen, bad, samples = zip(*processes.gather(mine), strict=True)
+        merged = Meters(self.samples.device, self.samples.shape[1])
+        merged.load_state_dict(
+            {
+                "names": self.names,
+                "sums": torch.stack(sums).sum(dim=0),
+                "seen": sum(seen),
+                "first_bad": min((step for step in bad if step >= 0), default=bad[0]),
+                # Every sample is seen by one process, so this is its value, or NaN for no process.
+                "samples": torch.stack(samples).nanmean(dim=0),
+            }
+        )
+        return merged
+
+    def check_finite(self, epoch: int, record: RunRecord, processes: Processes = ALONE) -> None:
+        bad = [step for step in processes.gather(int(self.first_bad)) if step >= 0]
+        if not bad:
             return
-        means = self.read()
+        step, means = min(bad), self.merged(processes).read()
         terms = [n[5:] for n in means if n.startswith("loss_") and not math.isfinite(means[n])]
         good = record.directory / LAST
         where = good if good.exists() else "none yet"
@@ -140,9 +160,11 @@ def train_epoch(
     meters: Meters,
     progress: Progress,
     show_bar: bool = False,
+    processes: Processes = ALONE,
 ) -> Iterator[int]:
     """Train from ``progress`` to the end of its epoch; yields the number of steps done."""
     steps = data.steps_per_epoch
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     bar = tqdm(
         data.epoch(progress.epoch, progress.step),
         total=steps,
@@ -158,12 +180,13 @@ def train_epoch(
         with compute.autocast():
             terms = distiller(batch, progress._replace(step=step))
             total = distiller.total(terms)
-        total.loss.backward()
+        share = len(batch.targets) / data.step_size(step)
+        processes.backward(total.loss, share, parameters)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         meters.update(step, batch, terms, total)
         if (step + 1) % READ_EVERY == 0 and show_bar:
-            means = meters.read()
+            means = meters.read()  # of this process's part
             bar.set_postfix(loss=f"{means['loss']:.3f}", top1=f"{means['top1']:.1f}")
         yield step + 1
 
@@ -178,6 +201,7 @@ def fit(
     seed: int = 0,
     tracker: NoTracking | None = None,
     progress: bool | None = None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
     """Train ``distiller.student`` and leave metrics, checkpoints and weights in the run directory.
 
@@ -186,7 +210,10 @@ def fit(
 
     Args:
         distiller: already on the device.
+        data: with ``processes.part``.
         progress: show progress bars; by default where the output is a terminal.
+        processes: those that train together. All call this function and get the same result; the
+            first one writes.
 
     Returns:
         Accuracies in percent: ``top1_last``, ``top1_best``, ``top1_best_epoch``, ``top5_last``,
@@ -194,65 +221,84 @@ def fit(
         and ``train_seconds``, ``samples_per_second``.
 
     Raises:
-        Diverged: a non-finite loss. Interrupted: SIGTERM or SIGINT, after saving.
+        Diverged: a non-finite loss. Interrupted: a signal, after saving; see `_signals`.
     """
     tracker = tracker or NoTracking()
     # RNG state of layers like dropout; data and methods derive theirs from (seed, epoch, step).
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + 1_000_003 * processes.rank)
     optimizer = make_optimizer(distiller, recipe, compute)
     meters = Meters(compute.device, len(data.data.train_labels))
     done, start, best, seconds = 0, 0, None, 0.0  # epochs done, steps done in the next one
 
-    state = load_checkpoint(record.directory)
+    state = processes.from_first(lambda: load_checkpoint(record.directory))
     if state is not None:
         distiller.load_state_dict(state["distiller"])
         optimizer.load_state_dict(state["optimizer"])
         done, start, best, seconds = (state[k] for k in ("epoch", "step", "best", "seconds"))
-        if start:
+        if start and processes.first:  # what all have seen is counted once
             meters.load_state_dict(state["meters"])
-        _set_random_state(state["random"])
+        randoms = [state["random"], *state.get("random_of_others", [])]
+        if processes.rank < len(randoms):
+            _set_random_state(randoms[processes.rank])
         log.info("continuing after epoch %d, step %d", done, start)
     record.keep_metrics(done)
+    processes.broadcast([*distiller.parameters(), *distiller.buffers()])
 
-    def save(epoch: int, step: int) -> str:
+    def save(epoch: int, step: int, spent: float = 0.0) -> str:
+        record.lock.check()
+        random, *others = processes.gather(_random_state())
         state = {
             "distiller": distiller.state_dict(),
             "optimizer": optimizer.state_dict(),
             "epoch": epoch,
             "step": step,
             "best": best,
-            "seconds": seconds,
-            "meters": meters.state_dict() if step else None,
-            "random": _random_state(),
+            "seconds": seconds + spent,
+            "meters": meters.merged(processes).state_dict() if step else None,
+            "random": random,
+            "random_of_others": others,
         }
-        return str(save_checkpoint(record.directory, state))
+        if processes.first:
+            save_checkpoint(record.directory, state)
+        return str(record.directory / LAST)
+
+    def stop_signal() -> int | None:
+        """The signal that stops all processes, whichever received it."""
+        return max(processes.gather(received[0] if received else 0)) or None
 
     distiller.train()
-    show_bar = sys.stderr.isatty() if progress is None else progress
+    show_bar = processes.first and (sys.stderr.isatty() if progress is None else progress)
     selection = "val" if data.has_split("val") else "test"
-    with _signals() as received:
+    with _signals() as (received, claimed):
         for epoch in range(done + 1, recipe.epochs + 1):
             began = time.perf_counter()
             steps = train_epoch(
                 *(distiller, data, recipe, compute, optimizer, meters),
-                *(Progress(seed, epoch, start), show_bar),
+                *(Progress(seed, epoch, start), show_bar, processes),
             )
             for step in steps:
-                stopping = bool(received) and step < data.steps_per_epoch
-                if stopping or step % READ_EVERY == 0:
-                    meters.check_finite(epoch, record)
+                reading = step % READ_EVERY == 0
+                # One process alone stops at once, several where they meet anyway.
+                asking = (reading or processes.size == 1) and step < data.steps_per_epoch
+                stopping = stop_signal() if asking else None
+                if stopping or reading:
+                    meters.check_finite(epoch, record, processes)
                 if stopping:
-                    seconds += time.perf_counter() - began
-                    raise Interrupted(received[0], save(epoch - 1, step))
-            meters.check_finite(epoch, record)
-            line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **meters.summary()}
+                    checkpoint = save(epoch - 1, step, spent=time.perf_counter() - began)
+                    _obey(stopping, received, claimed, checkpoint)
+            meters.check_finite(epoch, record, processes)
+            summary = meters.merged(processes).summary()
+            line = {"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **summary}
             train_seconds = time.perf_counter() - began
             seconds += train_seconds
             line["train_seconds"] = train_seconds
             line["samples_per_second"] = (data.train_size - start * data.batch_size) / train_seconds
+            model = distiller.inference_model
+            processes.broadcast(model.buffers())  # the first one's running statistics are kept
             for split in ("val", "test"):
                 if data.has_split(split):
-                    result = evaluate(distiller.inference_model, data.evaluation(split), compute)
+                    batches = data.evaluation(split, processes.part)
+                    result = evaluate(model, batches, compute, processes)
                     line |= {f"{split}_{name}": value for name, value in result.items()}
             line |= distiller.scalars()
             if best is None or line[f"{selection}_top1"] > best[f"{selection}_top1"]:
@@ -267,13 +313,14 @@ def fit(
             )
             start, meters = 0, Meters(compute.device, len(data.data.train_labels))
             checkpoint = save(epoch, 0)
-            if received and epoch < recipe.epochs:
-                raise Interrupted(received[0], checkpoint)
+            stopping = stop_signal()
+            if stopping and epoch < recipe.epochs:
+                _obey(stopping, received, claimed, checkpoint)
 
-    history = record.metrics()
-    last = history[-1]
+    last = processes.from_first(lambda: record.metrics()[-1])
     _export(distiller, record, "last", last)
-    (record.directory / PREVIOUS).unlink(missing_ok=True)
+    if processes.first:
+        (record.directory / PREVIOUS).unlink(missing_ok=True)
     return {
         "selection": selection,
         "top1_last": last["test_top1"],
@@ -289,6 +336,8 @@ def fit(
 
 def _export(distiller: Distiller, record: RunRecord, name: str, line: dict[str, Any]) -> None:
     """The plain student as safetensors, with the accuracy it was measured at."""
+    if not record.writes:
+        return
     metadata = {k: str(v) for k, v in line.items() if k == "epoch" or k.endswith(("top1", "top5"))}
     path = record.directory / f"{name}.safetensors"
     save_weights(distiller.inference_model, path, metadata)
@@ -305,12 +354,19 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+Handlers = dict[int, Any]
+
+
 @contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying; a second SIGINT stops at once."""
+def _signals() -> Iterator[tuple[list[int], Handlers]]:
+    """Collect the signals that ask a run to stop, instead of dying; a second SIGINT stops at once.
+
+    SIGUSR1 and SIGUSR2 are taken only where a handler waits for them: tools of schedulers announce
+    the end of a job's time by one of them, and requeue the job. Also yields the earlier handlers.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield received
+        yield received, {}
         return
 
     def handle(number: int, frame: Any) -> None:
@@ -319,9 +375,32 @@ def _signals() -> Iterator[list[int]]:
         received.append(number)
         log.warning("%s: saving after this step", signal.Signals(number).name)
 
-    before = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    announcing = (getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2"))
+    awaited = [n for n in announcing if n is not None and callable(signal.getsignal(n))]
+    numbers = (signal.SIGTERM, signal.SIGINT, *awaited)
+    before = {n: signal.signal(n, handle) for n in numbers}
     try:
-        yield received
+        yield received, before
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _obey(stopping: int, received: list[int], claimed: Handlers, checkpoint: str) -> None:
+    """Stop the run, whose state is saved: this process or another one received ``stopping``.
+
+    But where another handler had claimed SIGTERM, that one decides. Under submitit it lets SIGTERM
+    pass: the scheduler either requeues the job itself or sends the signal that asks for it, and a
+    job that ended by itself before would be a finished one.
+
+    Raises:
+        Interrupted: unless the signals may pass.
+    """
+    if stopping not in received:
+        raise Interrupted(stopping, checkpoint)
+    while received:
+        number = received.pop(0)
+        if number != signal.SIGTERM or not callable(claimed[number]):
+            raise Interrupted(number, checkpoint)
+        log.warning("SIGTERM: state saved to %s", checkpoint)
+        claimed[number](number, None)

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from eakd.errors import UserError
-from eakd.files import write_atomically, write_json
-from eakd.training.checkpoint import LAST, PREVIOUS
+from eakd.files import write_atomically, write_json, writing
+from eakd.training.lock import RunLock
+
+LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
 
 
 def read_json(path: Path) -> Any | None:
@@ -53,6 +55,13 @@ def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
     return lines
 
 
+def remember_failure(directory: Path, config: dict[str, Any], error: Exception) -> None:
+    """Note why a run that did not get as far as its record failed; another run's is left alone."""
+    if read_json(directory / "config.json") in (None, config):
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        write_json(directory / "status.json", {"state": "failed", "time": _now(), "error": text})
+
+
 class RunRecord:
     """The files of one run.
 
@@ -63,14 +72,17 @@ class RunRecord:
     Args:
         directory: created by `begin`.
         config: the plain nested dictionary that identifies the run.
+        writes: false for a process that only watches another one write.
 
     Raises:
         UserError: the directory already holds a run with another config.
     """
 
-    def __init__(self, directory: Path | str, config: dict[str, Any]):
+    def __init__(self, directory: Path | str, config: dict[str, Any], writes: bool = True):
         self.directory = Path(directory)
+        self.writes = writes
         self.config = config
+        self.lock = RunLock(self.directory)
         existing = read_json(self.directory / "config.json")
         if existing is not None and existing != self.config:
             changed = ", ".join(differences(existing, self.config)[:3])
@@ -89,12 +101,22 @@ class RunRecord:
                 )
 
     def begin(self, fresh: bool = False) -> None:
-        """Create the directory; ``fresh`` removes what an earlier run with this config left."""
-        if fresh:
+        """Create the directory and lock it; ``fresh`` removes what an earlier run left.
+
+        Raises:
+            Locked: another process works there.
+        """
+        if self.writes:
+            self.lock.acquire()
+        if fresh and self.writes:
             for name in ("summary.json", "metrics.jsonl", LAST, PREVIOUS):
                 (self.directory / name).unlink(missing_ok=True)
-        write_json(self.directory / "config.json", self.config)
+        self._write("config.json", self.config)
         self.set_status("running")
+
+    def close(self) -> None:
+        """Let other processes in again."""
+        self.lock.release()
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -103,16 +125,25 @@ class RunRecord:
 
     def set_status(self, state: str, **details: Any) -> None:
         """Record ``running``, ``interrupted``, ``failed``, ``diverged`` or ``finished``."""
-        write_json(self.directory / "status.json", {"state": state, "time": _now(), **details})
+        self._write("status.json", {"state": state, "time": _now(), **details})
 
     def write_environment(self, **details: Any) -> None:
-        write_json(self.directory / "environment.json", {**environment(), **details})
+        self._write("environment.json", {**environment(), **details})
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_json(self.directory / "summary.json", summary)
+        self._write("summary.json", summary)
+
+    def _write(self, name: str, value: Any) -> None:
+        if self.writes:
+            self.lock.check()
+            write_json(self.directory / name, value)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        if not self.writes:
+            return
+        self.lock.check()
+        path = self.directory / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -120,6 +151,8 @@ class RunRecord:
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of epochs that will run again after a restart from epoch ``epochs``."""
+        if not self.writes:
+            return
         kept = [line for line in self.metrics() if line["epoch"] <= epochs]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(
@@ -133,7 +166,7 @@ def _now() -> str:
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, machine kind and git commit."""
+    """Versions, machine kind, the part of it that this process keeps to, and git commit."""
     import torch
 
     packages = ("torchvision", "timm", "hydra-core", "numpy", "safetensors")
@@ -145,7 +178,9 @@ def environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processor": platform.machine(),
+        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "cores": os.cpu_count(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         **git_state(),

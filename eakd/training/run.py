@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -20,15 +22,18 @@ from eakd.data import Pipeline
 from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
 from eakd.distillers.base import Distiller
-from eakd.errors import Diverged, Interrupted, UserError, check_number
+from eakd.errors import Diverged, Interrupted, UserError, check_choice, check_number
 from eakd.files import write_atomically
 from eakd.models.zoo import load_weights
 from eakd.training.device import Compute
 from eakd.training.evaluation import evaluate
+from eakd.training.find_teacher import find_checkpoint, manifest_entry
 from eakd.training.loop import fit
+from eakd.training.parallel import ALONE, Processes, synchronize_batchnorm
 from eakd.training.record import RunRecord, environment
 from eakd.training.schedule import Recipe
-from eakd.training.teacher import find_checkpoint, load_teacher, manifest_entry
+from eakd.training.teacher import load_teacher
+from eakd.training.tracking import NoTracking
 from eakd.weighting import Weighting
 
 log = logging.getLogger(__name__)
@@ -46,11 +51,15 @@ def build(node: DictConfig, key: str, *, leave_out: tuple[str, ...] = (), **extr
         raise UserError(f"{key}.{error}") from error
 
 
-def build_compute(config: DictConfig) -> Compute:
-    """The device and precision of ``configs/compute.yaml``'s keys."""
-    return Compute.create(
-        *(config.device, config.precision, config.compile, config.channels_last, config.threads)
+def build_compute(config: DictConfig, processes: Processes = ALONE) -> Compute:
+    """The device and precision of ``configs/compute.yaml``'s keys; a GPU for each process."""
+    device = processes.device(config.device)
+    compute = Compute.create(
+        *(device, config.precision, config.compile, config.channels_last, config.threads)
     )
+    if processes.size > 1 and compute.device.type == "cuda":
+        torch.cuda.set_device(compute.device)
+    return compute
 
 
 def strong_view(recipe: Recipe, method: type[Distiller]) -> StrongView | None:
@@ -72,6 +81,7 @@ def build_data(
     batch_size: int,
     compute: Compute,
     view: StrongView | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Pipeline:
     """The data set and its device pipeline from ``config.data``."""
     data = build(config.data.load, "data")
@@ -89,6 +99,7 @@ def build_data(
             device=compute.device,
             seed=seed,
             strong_view=view,
+            part=part,
             **{key: plain(config.data[key]) for key in keys},
         )
     except UserError as error:
@@ -117,8 +128,11 @@ def build_distiller(
     return compute.move(distiller)  # what the method trains besides the student
 
 
-def write_hydra_files(directory: Path, config: DictConfig) -> None:
+def write_hydra_files(record: RunRecord, config: DictConfig) -> None:
     """``.hydra/``: the composed config, the overrides and Hydra's own settings."""
+    if not record.writes:
+        return
+    directory = record.directory
     files = {"config.yaml": config}
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     # A run started by another application, such as quickstart, has no command line of its own.
@@ -130,45 +144,116 @@ def write_hydra_files(directory: Path, config: DictConfig) -> None:
         write_atomically(directory / ".hydra" / name, lambda path, text=text: path.write_text(text))
 
 
-def run(config: DictConfig) -> dict[str, Any]:
-    """Train what ``config`` describes, or return the summary if that is already done.
+class Parts(NamedTuple):
+    """Everything that a run is built of."""
+
+    recipe: Recipe
+    compute: Compute
+    data: Pipeline
+    distiller: Distiller
+    teacher_accuracy: dict[str, float]
+    tracker: NoTracking
+
+
+def build_parts(config: DictConfig, processes: Processes = ALONE) -> Parts:
+    """All of a run, before anything is written.
 
     Raises:
-        UserError: a wrong value, named; nothing has been written then.
-        Diverged, Interrupted: see `fit`.
+        UserError: a wrong value, named.
     """
-    check_number("seed", config.seed, at_least=0, integer=True)
-    record = RunRecord(config.run_dir, identity(config))
-    if config.resume and record.summary is not None:
-        log.info("finished before: %s", record.directory)
-        if config.save_teacher:
-            save_as_teacher(config, record)
-        return record.summary
-    began = time.perf_counter()
-
-    # Everything that can be wrong is built before anything is written.
     recipe = build(config.recipe, "recipe")
-    weighting = build(config.weighting, "weighting")
+    together = processes.size > 1
+    shared = {"batch_mean": processes.mean} if together else {}
+    weighting = build(config.weighting, "weighting", **shared)
     tracker = build(config.tracking, "tracking")
-    compute = build_compute(config)
+    compute = build_compute(config, processes)
+    check_choice("sync_batchnorm", config.sync_batchnorm, (True, False))
+    if config.sync_batchnorm and compute.device.type != "cuda":
+        raise UserError(
+            f"sync_batchnorm: found true on {compute.device.type}, allowed is false, or true on "
+            "cuda"
+        )
+    synchronize = config.sync_batchnorm and together
     method = get_object(config.distiller._target_)
     view = strong_view(recipe, method)
-    data = build_data(config, config.seed, recipe.batch_size, compute, view)
+    data = build_data(config, config.seed, recipe.batch_size, compute, view, processes.part)
     torch.manual_seed(config.seed)
-    student = compute.place(build_model(config.student, "student", data.num_classes))
-    label = method_label(config)
+    student = build_model(config.student, "student", data.num_classes)
+    if synchronize:
+        student = synchronize_batchnorm(student)
+    student = compute.place(student)
     teacher, teacher_accuracy = None, {}
-    if label != "none":
+    if method_label(config) != "none":
         fold = config.fold_batchnorm and method.folds_teacher
         teacher, teacher_accuracy = build_teacher(config, data, compute, fold)
     distiller = build_distiller(config, student, teacher, weighting, data.image_size, compute)
+    if synchronize:  # what the method trains besides the student, which it may hold lists of
+        for name, module in distiller.named_children():
+            if module is not student:
+                setattr(distiller, name, synchronize_batchnorm(module))
+    return Parts(recipe, compute, data, distiller, teacher_accuracy, tracker)
 
-    record.begin(fresh=not config.resume)
-    write_hydra_files(record.directory, config)
+
+def run(config: DictConfig) -> dict[str, Any] | None:
+    """Train what ``config`` describes, or return the summary if that is already done.
+
+    Under torchrun, all processes train one model together. The first one writes, returns and
+    raises; the others return None.
+
+    Raises:
+        UserError: a wrong value, named; nothing has been written then.
+        Locked: another process works in the run's directory.
+        Diverged, Interrupted: see `fit`.
+    """
+    processes = Processes.launched()
+    if processes.first:
+        return _run(config, processes)
+    try:
+        _run(config, processes)
+    except (UserError, Diverged):  # the first process raises the same
+        return None
+    except Interrupted:
+        raise SystemExit(0) from None  # a sweep ends too
+    return None
+
+
+def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
+    check_number("seed", config.seed, at_least=0, integer=True)
+    record = processes.in_turn(
+        lambda: RunRecord(config.run_dir, identity(config), writes=processes.first)
+    )
+    with closing(record):
+        return _recorded_run(config, record, processes)
+
+
+def _recorded_run(
+    config: DictConfig, record: RunRecord, processes: Processes
+) -> dict[str, Any] | None:
+    finished = processes.from_first(lambda: record.summary)
+    if config.resume and finished is not None:
+        log.info("finished before: %s", record.directory)
+        if config.save_teacher:
+            save_as_teacher(config, record)
+        return finished
+    began = time.perf_counter()
+
+    # Everything that can be wrong is built before anything is written.
+    recipe, compute, data, distiller, teacher_accuracy, tracker = processes.in_turn(
+        lambda: build_parts(config, processes)
+    )
+    if not processes.first:
+        tracker = NoTracking()
+
+    processes.in_turn(lambda: record.begin(fresh=not config.resume))
+    finished = processes.from_first(lambda: record.summary)
+    if finished is not None:  # by another process since the first look
+        return finished
+    write_hydra_files(record, config)
     record.write_environment(device=str(compute.device), precision=compute.precision)
+    label = method_label(config)
     names = {
         "data": config.data.name,
-        "teacher": None if teacher is None else config.teacher.name,
+        "teacher": None if distiller.teacher is None else config.teacher.name,
         "student": config.student.name,
         "method": label,
         "weighting": config.weighting.kind,
@@ -192,6 +277,7 @@ def run(config: DictConfig) -> dict[str, Any]:
             seed=config.seed,
             tracker=tracker,
             progress=config.progress,
+            processes=processes,
         )
         summary = {
             **names,
@@ -199,23 +285,25 @@ def run(config: DictConfig) -> dict[str, Any]:
             "epochs": recipe.epochs,
             **result,
             **{f"teacher_{name}": value for name, value in teacher_accuracy.items()},
-            "parameters": sum(p.numel() for p in student.parameters()),
+            "parameters": sum(p.numel() for p in distiller.student.parameters()),
             "seconds": time.perf_counter() - began,
             "peak_memory_bytes": compute.peak_memory(),
-            "config_hash": config_hash(config),
+            "config_hash": config_hash(record.config),
             "data_fingerprint": data.fingerprint,
             "device": str(compute.device),
+            "processes": processes.size,
             "precision": compute.precision,
             "environment": environment(),
         }
         record.write_summary(summary)
         record.set_status("finished")
-    except Interrupted:
+    except (Interrupted, SystemExit):  # some handlers of SIGTERM exit
         record.set_status("interrupted")
         raise
     except Exception as error:
         state = "diverged" if isinstance(error, Diverged) else "failed"
-        record.set_status(state, error=str(error))
+        with contextlib.suppress(OSError):  # the error may be a full disk
+            record.set_status(state, error=str(error))
         raise
     finally:
         tracker.finish(summary)
@@ -231,6 +319,8 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def save_as_teacher(config: DictConfig, record: RunRecord) -> None:
     """Copy the finished student to where ``teacher.checkpoint=auto`` looks."""
+    if not record.writes:
+        return
     folder = Path(config.checkpoint_root) / config.data.name
     target = folder / f"{config.student.name}.safetensors"
     source = record.directory / "last.safetensors"

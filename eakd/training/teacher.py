@@ -1,18 +1,14 @@
-"""Finding, loading and checking a trained teacher."""
+"""Loading and checking a trained teacher."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
 
-import yaml
 from torch import nn
 
 from eakd.data import Pipeline
-from eakd.download import Archive, download
-from eakd.errors import UserError
 from eakd.files import write_json
 from eakd.models.inference import prepare_teacher
 from eakd.models.zoo import load_weights
@@ -24,50 +20,6 @@ log = logging.getLogger(__name__)
 
 # A teacher further than this from its published top-1 (percent) has the wrong weights or data.
 TOLERANCE = 0.2
-
-
-def manifest_entry(manifest: Path, data: str, name: str) -> dict[str, Any]:
-    """What ``checkpoints/manifest.yaml`` says of a teacher: url, sha256, top1; empty if nothing."""
-    if not manifest.exists():
-        return {}
-    entries = yaml.safe_load(manifest.read_text(encoding="utf-8")) or {}
-    return (entries.get(data) or {}).get(name) or {}
-
-
-def find_checkpoint(
-    checkpoint: str, data: str, name: str, root: Path, entry: dict[str, Any]
-) -> Path:
-    """The file behind ``teacher.checkpoint``.
-
-    Args:
-        checkpoint: a path, or ``"auto"``: ``root/<data>/<name>.safetensors`` or ``.pth``, then a
-            download if ``entry`` has a URL and a SHA-256.
-
-    Raises:
-        UserError: no file; the message says which command trains the teacher.
-    """
-    if checkpoint != "auto":
-        path = Path(checkpoint)
-        if not path.is_file():
-            raise UserError(
-                f"teacher.checkpoint: found no file {checkpoint!r}, allowed is auto or a file"
-            )
-        return path
-    places = [root / data / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
-    for path in places:
-        if path.is_file():
-            return path
-    url, digest = entry.get("url"), entry.get("sha256")
-    if url and digest:
-        archive = Archive(f"{name} for {data}", url, digest)
-        return download(archive, root / data, f"{name}.pth", key="teacher.checkpoint")
-    source = entry.get("source")
-    published = f", or unpack {source} and pass teacher.checkpoint=FILE" if source else ""
-    raise UserError(
-        f"teacher.checkpoint: found no trained {name} for {data} ({places[0]}); train it with: "
-        f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
-        + published
-    )
 
 
 def load_teacher(

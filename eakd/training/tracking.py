@@ -33,11 +33,18 @@ class WandbTracking(NoTracking):
         project, entity: where runs go.
         mode: ``"auto"`` (online when an API key is known, else offline), ``"online"``,
             ``"offline"`` or ``"disabled"``; the variable ``WANDB_MODE`` wins.
+        group: of the run, instead of the one that `start` is given.
     """
 
-    def __init__(self, project: str = "eakd", entity: str | None = None, mode: str = "auto"):
+    def __init__(
+        self,
+        project: str = "eakd",
+        entity: str | None = None,
+        mode: str = "auto",
+        group: str | None = None,
+    ):
         check_choice("mode", mode, ("auto", "online", "offline", "disabled"))
-        self.project, self.entity, self.mode = project, entity, mode
+        self.project, self.entity, self.mode, self.group = project, entity, mode, group
         self._run = None
 
     def start(self, directory: Path, config: dict[str, Any], name: str, group: str) -> None:
@@ -67,7 +74,7 @@ class WandbTracking(NoTracking):
             mode=mode,
             config=config,
             name=name,
-            group=group,
+            group=self.group or group,
             reinit="create_new",  # several runs of one process must not merge
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )

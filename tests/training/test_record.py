@@ -52,5 +52,6 @@ def test_fresh_start_removes_the_old_results(tmp_path):
     record.begin()
     record.append_metrics({"epoch": 1})
     record.write_summary({"top1_last": 1.0})
+    record.close()
     record.begin(fresh=True)
     assert record.summary is None and record.metrics() == []

@@ -1,0 +1,132 @@
+"""``scripts/reproduce.py``: plan, run, continue and report one table."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from eakd.config import plain
+from eakd.errors import UserError, check_choice
+from eakd.reproduce.comparison import read_runs
+from eakd.reproduce.launch import launch
+from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
+from eakd.reproduce.table import load_table, make_table, table_names
+from eakd.reproduce.table_report import insert_block, write_report
+
+log = logging.getLogger(__name__)
+
+POLL = 10.0  # seconds between two looks at another process's run
+MODES = ("plan", "run", "status", "report")
+
+
+def reproduce(config: DictConfig) -> str:
+    """Do what ``configs/reproduce.yaml`` describes; print and return its text.
+
+    Raises:
+        UserError: a wrong value; or, after everything else ran, runs that failed.
+    """
+    check_choice("mode", config.mode, MODES)
+    check_choice("select", config.select, ("last", "best"))
+    name = "nothing" if OmegaConf.is_missing(config, "table") else config.table
+    check_choice("table", str(name), table_names())
+    table = make_table(
+        load_table(name), *(plain(config[key]) for key in ("pairs", "methods", "variants"))
+    )
+    plan = make_plan(
+        table,
+        seeds=plain(config.seeds),
+        protocol=config.protocol,
+        scale=config.scale,
+        overrides=plain(config.overrides),
+        output_root=config.output_root,
+        checkpoint_root=config.checkpoint_root,
+    )
+    if config.mode == "run":
+        _run(plan, config.retry, _launch_settings())
+    states = read_states(plan.jobs)
+    if config.mode in ("plan", "status"):
+        text = describe_plan(plan, states, every_run=config.mode == "plan")
+    else:
+        text = _report(plan, states, config)
+    print(text.partition("\n## Environment")[0])  # the files hold the rest
+    failed = [job for job in plan.jobs if states[job.directory].name == "failed"]
+    if config.mode == "run" and failed:
+        raise UserError(
+            f"{len(failed)} of {len(plan.jobs)} runs failed, the others went on; "
+            "mode=status names them, retry=true runs them again"
+        )
+    return text
+
+
+def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
+    """Write the report from whatever is finished; ``into`` gets its Markdown too."""
+    finished = {
+        run["directory"]: run
+        for run in read_runs(path for path, state in states.items() if state.name == "done")
+    }
+    results, others = {}, {}
+    for cell, jobs in plan.cells.items():
+        places = {seed: job.directory for seed, job in jobs.items()}
+        results[cell] = {s: finished[path] for s, path in places.items() if path in finished}
+        others[cell] = {
+            s: f"{states[path].name}: {states[path].text}".rstrip(": ")
+            for s, path in places.items()
+            if path not in finished
+        }
+    name = f"table{plan.table.name}-{plan.protocol}-{plan.scale}"
+    text = write_report(
+        plan.table,
+        results,
+        Path(config.output_root) / "reports" / name,
+        select=config.select,
+        wanted_seeds=plan.seeds,
+        states=others,
+        about={"Command": _command(config), "Protocol": plan.protocol, "Scale": SCALES[plan.scale]},
+    )
+    if config.into:
+        insert_block(Path(config.into), name, text)
+    return text
+
+
+def _command(config: DictConfig) -> str:
+    """What was typed, without what only decides where the report goes."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    kept = [text for text in typed if text.partition("=")[0] not in ("mode", "into", "retry")]
+    return shlex.join(["python", "scripts/reproduce.py", *kept])
+
+
+def read_states(jobs: Sequence[Job]) -> dict[Path, State]:
+    """Where every run stands now."""
+    return {job.directory: state_of(job) for job in jobs}
+
+
+def _launch_settings() -> list[str]:
+    """The launcher that was chosen on the command line."""
+    return list(HydraConfig.get().overrides.hydra) if HydraConfig.initialized() else []
+
+
+def _run(plan: Plan, retry: bool, settings: list[str]) -> None:
+    """Train what is missing: teachers first, then the students whose teachers are there."""
+    wanted = ("to do", "interrupted", *(["failed"] if retry else []))
+    # A finished teacher whose file is gone is not trained, only saved again.
+    _launch(plan.teachers, (*wanted, "done"), settings)
+    while any(state.name == "running" for state in read_states(plan.teachers).values()):
+        log.info("waiting for a teacher that another process trains")
+        time.sleep(POLL)
+    absent = {job.saves for job in plan.teachers if not job.saves.is_file()}
+    if absent:
+        log.info("runs that need these teachers wait: %s", ", ".join(map(str, sorted(absent))))
+    _launch([job for job in plan.students if job.teacher not in absent], wanted, settings)
+
+
+def _launch(jobs: Sequence[Job], wanted: Sequence[str], settings: list[str]) -> None:
+    states = read_states(jobs)
+    todo = [job for job in jobs if states[job.directory].name in wanted]
+    log.info("%d of %d runs to do", len(todo), len(jobs))
+    launch([job.overrides for job in todo], settings)

@@ -1,0 +1,69 @@
+"""Running many jobs through whichever Hydra launcher was chosen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from eakd.config import CONFIGS, Job, identity
+from eakd.errors import Diverged, Interrupted
+from eakd.training.lock import Locked
+from eakd.training.record import remember_failure
+
+log = logging.getLogger(__name__)
+
+
+def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[Exception | None]:
+    """Run each list of overrides as ``scripts/train.py`` would; the failures, in the same order.
+
+    Hydra offers launchers to its own sweeper only, which knows products of values but not a list of
+    runs; hence the steps that its sweeper takes before it calls a launcher.
+
+    Args:
+        settings: overrides of the whole launch: ``hydra/launcher=workers hydra.launcher.n_jobs=2``.
+    """
+    if not jobs:
+        return []
+    settings = [*settings, "hydra.mode=MULTIRUN"]
+    loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONFIGS)))
+    config = loader.load_configuration("train", settings, run_mode=RunMode.MULTIRUN)
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    try:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
+            task_function=Job(train, "train", exits=True),
+            config=config,
+        )
+        return [_failure(done) for done in launcher.launch([list(job) for job in jobs], 0)]
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _failure(done: JobReturn) -> Exception | None:
+    return done._return_value if done.status == JobStatus.FAILED else None
+
+
+def train(config: DictConfig) -> None:
+    """The task of a job: one run; why it failed is kept in its directory, for reports."""
+    from eakd.training.run import run
+
+    try:
+        run(config)
+    except Locked as error:  # another process is at it
+        log.info("left out: %s", error)
+    except (Interrupted, Diverged):  # no failure; on record already
+        raise
+    except Exception as error:
+        remember_failure(Path(config.run_dir), identity(config), error)
+        raise

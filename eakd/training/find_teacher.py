@@ -1,0 +1,60 @@
+"""Finding a trained teacher. Imports no torch, so that plans are quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eakd.download import Archive, download
+from eakd.errors import UserError
+
+
+def manifest_entry(manifest: Path, data: str, name: str) -> dict[str, Any]:
+    """What ``checkpoints/manifest.yaml`` says of a teacher: url, sha256, top1; empty if nothing."""
+    if not manifest.exists():
+        return {}
+    entries = yaml.safe_load(manifest.read_text(encoding="utf-8")) or {}
+    return (entries.get(data) or {}).get(name) or {}
+
+
+def teacher_files(root: Path, data: str, name: str) -> list[Path]:
+    """Where ``teacher.checkpoint=auto`` looks, the first place first."""
+    return [root / data / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+
+
+def find_checkpoint(
+    checkpoint: str, data: str, name: str, root: Path, entry: dict[str, Any]
+) -> Path:
+    """The file behind ``teacher.checkpoint``.
+
+    Args:
+        checkpoint: a path, or ``"auto"``: ``root/<data>/<name>.safetensors`` or ``.pth``, then a
+            download if ``entry`` has a URL and a SHA-256.
+
+    Raises:
+        UserError: no file; the message says which command trains the teacher.
+    """
+    if checkpoint != "auto":
+        path = Path(checkpoint)
+        if not path.is_file():
+            raise UserError(
+                f"teacher.checkpoint: found no file {checkpoint!r}, allowed is auto or a file"
+            )
+        return path
+    places = teacher_files(root, data, name)
+    for path in places:
+        if path.is_file():
+            return path
+    url, digest = entry.get("url"), entry.get("sha256")
+    if url and digest:
+        archive = Archive(f"{name} for {data}", url, digest)
+        return download(archive, root / data, f"{name}.pth", key="teacher.checkpoint")
+    source = entry.get("source")
+    published = f", or unpack {source} and pass teacher.checkpoint=FILE" if source else ""
+    raise UserError(
+        f"teacher.checkpoint: found no trained {name} for {data} ({places[0]}); train it with: "
+        f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
+        + published
+    )

@@ -1,0 +1,170 @@
+"""Plans: the directories that the runs will have, their states, the time that remains."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from eakd.config import compose
+from eakd.errors import UserError
+from eakd.reproduce.plan import describe_plan, estimate, make_plan, state_of
+from eakd.reproduce.table import load_table, make_table
+from eakd.training.lock import RunLock
+from eakd.training.run import run
+
+
+def plan_of(name, tmp_path, **settings):
+    narrow = {key: settings.pop(key) for key in ("pairs", "methods", "variants") if key in settings}
+    settings.setdefault("seeds", [0, 1])
+    return make_plan(
+        make_table(load_table(name), **narrow), output_root=str(tmp_path / "outputs"), **settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "scale"), [("authors", "paper"), ("common", "short"), ("authors", "smoke")]
+)
+@pytest.mark.parametrize("name", ["1", "2", "3", "4", "7", "8", "control"])
+def test_planned_directories_are_those_of_the_command_lines(name, scale, protocol, tmp_path):
+    plan = plan_of(name, tmp_path, scale=scale, protocol=protocol, seeds=[3])
+    # Every fourth: Hydra takes a tenth of a second for each.
+    for job in plan.jobs[::4]:
+        assert f"data={'digits' if scale == 'smoke' else plan.table.data}" in job.overrides
+        assert Path(compose(list(job.overrides)).run_dir) == job.directory
+
+
+def test_table_2_has_every_run_of_the_paper(tmp_path):
+    plan = plan_of("2", tmp_path, seeds=range(5), checkpoint_root=str(tmp_path))
+    distilled = [job for job in plan.students if job.teacher]
+    assert len(distilled) == 490
+    # The student alone depends on no teacher: MobileNetV2 is one run for both its pairs.
+    assert len(plan.students) == 490 + 6 * 5
+    assert [job.saves.stem for job in plan.teachers] == [
+        *("resnet32x4", "wrn_28_4", "wrn_40_2", "vgg13", "resnet50"),
+    ]
+    seeds = [job.identified["seed"] for job in plan.students]
+    assert seeds == sorted(seeds)  # whole seeds first
+
+
+def test_short_is_a_twentieth_with_drops_at_the_same_fractions(tmp_path):
+    plan = plan_of("2", tmp_path, scale="short", pairs=["resnet32x4-resnet8x4"])
+    recipes = {job.kind.split()[1]: job.identified["recipe"] for job in plan.students}
+    assert recipes["kd"]["epochs"] == 12 and recipes["mld"]["epochs"] == 24
+    assert recipes["kd"]["milestones"] == [0.625, 0.75, 0.875]
+    assert recipes["mld"]["milestones"] == [150 / 480, 180 / 480, 210 / 480]
+    methods = {job.kind.split()[1]: job.identified["distiller"] for job in plan.students}
+    assert methods["dkd"]["warmup"] == methods["reviewkd"]["warmup_epochs"] == 1
+    assert methods["fcfd"]["ramp_epochs"] == methods["ctkd"]["decay_epochs"] == 1
+
+
+def test_teachers_of_other_scales_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {
+        scale: plan_of("1", tmp_path, scale=scale).teachers[0].saves
+        for scale in ("paper", "short", "smoke")
+    }
+    assert places == {
+        "paper": Path("checkpoints/cifar100/resnet32x4.safetensors"),
+        "short": Path("checkpoints/short/cifar100/resnet32x4.safetensors"),
+        "smoke": Path("checkpoints/smoke/digits/resnet32x4.safetensors"),
+    }
+    places["short"].parent.mkdir(parents=True)
+    places["short"].touch()
+    assert plan_of("1", tmp_path, scale="short").teachers == ()
+
+
+def test_transformer_teachers_are_fine_tuned_as_documented(tmp_path):
+    plan = plan_of("4", tmp_path, checkpoint_root=str(tmp_path))
+    for job in plan.teachers:
+        assert {"recipe=finetune", "student.pretrained=true"} <= set(job.overrides)
+        assert "recipe=authors" not in job.overrides
+
+
+def test_overrides_reach_every_run_and_its_teacher(tmp_path):
+    plan = plan_of(
+        "1",
+        tmp_path,
+        overrides=["+teacher.published_bn_momentum=true"],
+        pairs=["wrn_40_2-wrn_16_2"],
+    )
+    assert all(job.identified["teacher"]["published_bn_momentum"] for job in plan.students)
+    assert plan.teachers[0].identified["student"]["published_bn_momentum"]
+    with pytest.raises(UserError, match=r"recipe\.epoch"):
+        plan_of("1", tmp_path, overrides=["recipe.epoch=1"])
+
+
+@pytest.fixture
+def one(tmp_path, tiny_with_teacher):
+    """The plan of one tiny run, and how to train it."""
+    overrides = [text for text in tiny_with_teacher if text.startswith(("data.", "recipe."))]
+    root = next(text for text in tiny_with_teacher if text.startswith("checkpoint_root="))
+    plan = plan_of(
+        *("control", tmp_path),
+        scale="smoke",
+        pairs=["resnet8-resnet8"],
+        variants=["ea"],
+        seeds=[5],
+        overrides=[text for text in overrides if not text.startswith("recipe.epochs")],
+        checkpoint_root=root.partition("=")[2],
+    )
+    (job,) = plan.jobs
+    return plan, job, lambda: run(compose(list(job.overrides)))
+
+
+def test_states_of_a_run(one):
+    plan, job, train = one
+    assert state_of(job).name == "to do"
+    job.directory.mkdir(parents=True)
+    with RunLock(job.directory):
+        assert state_of(job).name == "running" and "process" in state_of(job).text
+    summary = train()
+    assert state_of(job) == ("done", "", 2)
+    (found,) = estimate(plan, {job.directory: state_of(job)})
+    assert found.hours == 0 and found.known == 0
+
+    (job.directory / "summary.json").write_text(json.dumps(summary)[:40])  # half-written
+    assert state_of(job).name == "interrupted" and "summary.json is damaged" in state_of(job).text
+    assert train()["top1_last"] == summary["top1_last"]
+    assert state_of(job).name == "done"
+
+
+def test_time_that_remains_comes_from_recorded_epochs(one):
+    plan, job, train = one
+    train()
+    (job.directory / "summary.json").unlink()
+    lines = (job.directory / "metrics.jsonl").read_text().splitlines()
+    (job.directory / "metrics.jsonl").write_text(lines[0] + "\n")
+    state = state_of(job)
+    assert state.name == "interrupted" and state.text == "epoch 1 of 2"
+    (found,) = estimate(plan, {job.directory: state})
+    assert found.hours == pytest.approx(json.loads(lines[0])["train_seconds"] / 3600)
+    text = describe_plan(plan, {job.directory: state}, every_run=False)
+    assert re.search(r"0 done, 0 running, 1 interrupted, 0 failed, 0 to do", text)
+    assert re.search(r"0\.0 hours remain on one .* for 1 runs", text)
+
+
+def test_a_directory_with_another_config_is_a_failure_and_untouched(one):
+    _, job, train = one
+    job.directory.mkdir(parents=True)
+    other = job.identified | {"seed": 6}
+    (job.directory / "config.json").write_text(json.dumps(other))
+    state = state_of(job)
+    assert state.name == "failed" and "seed (found 6, wanted 5)" in state.text
+    with pytest.raises(UserError, match="another config"):
+        train()
+    assert [path.name for path in job.directory.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocol": "mine"}, "protocol: found 'mine', allowed is one of authors, common"),
+        ({"scale": "tiny"}, "scale: found 'tiny', allowed is one of paper, short, smoke"),
+        ({"seeds": []}, "seeds: found an empty list"),
+        ({"seeds": [-1]}, "seeds: found -1, allowed is an integer >= 0"),
+    ],
+)
+def test_bad_settings(settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        plan_of("1", tmp_path, **settings)

@@ -1,0 +1,207 @@
+"""``scripts/reproduce.py`` as a user meets it: real processes, real runs, killed and restarted."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from eakd.config import ROOT
+
+SCRIPT = [sys.executable, str(ROOT / "scripts" / "reproduce.py")]
+WORKERS = ["hydra/launcher=workers", "hydra.launcher.n_jobs=2"]
+# The `control` table of two small networks: four runs a seed, and one teacher.
+SMALL = ["table=control", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0,1]"]
+
+
+def start(folder, *words):
+    """`scripts/reproduce.py` in a process group of its own."""
+    return subprocess.Popen(
+        [*SCRIPT, *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def reproduce(folder, *words, status=0):
+    process = start(folder, *words)
+    output = process.communicate()[0]
+    assert process.returncode == status, output
+    return output
+
+
+def finished(folder):
+    return sorted(folder.glob("outputs/**/summary.json"))
+
+
+def report(folder, name):
+    """The files of a report without its times."""
+    files = {}
+    for path in sorted((folder / "outputs" / "reports" / name).iterdir()):
+        lines = path.read_text().splitlines()
+        files[path.name] = [line for line in lines if "Time:" not in line]
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(lines))
+            files[path.name] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return files
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder in which the small table is finished, and what the command printed."""
+    folder = tmp_path_factory.mktemp("small")
+    return folder, reproduce(folder, *SMALL)
+
+
+def test_the_table_comes_out(small):
+    folder, output = small
+    assert len(finished(folder)) == 9
+    files = report(folder, "tablecontrol-authors-smoke")
+    assert set(files) == {f"report.{kind}" for kind in ("md", "tex", "csv", "html", "svg")}
+    assert "8 of 8 runs are finished" in output
+    for path in finished(folder):
+        if "none" not in path.parts:
+            assert f"{json.loads(path.read_text())['top1_last']:.2f}" in output
+
+
+def test_launched_again_it_runs_what_is_missing(small):
+    folder, _ = small
+    before = {path: path.stat().st_mtime_ns for path in finished(folder)}
+    output = reproduce(folder, *SMALL[:-1], "seeds=[0,1,2]", "variants=[ea,uniform]")
+    assert "2 of 6 runs to do" in output
+    after = {path: path.stat().st_mtime_ns for path in finished(folder)}
+    assert len(after) == 11 and before.items() <= after.items()
+
+
+def test_plan_and_status_and_report_change_nothing(small):
+    folder, _ = small
+    before = sorted(folder.rglob("*"))
+    plan = reproduce(folder, *SMALL, "mode=plan", "seeds=[0,1,7]")
+    assert "12 runs, 0 of them teachers" in plan
+    assert "8 done, 0 running, 0 interrupted, 0 failed, 4 to do" in plan
+    assert "hours remain on one" in plan and plan.count("\n  to do ") == 4
+    status = reproduce(folder, *SMALL, "mode=status", "seeds=[0,1,7]")
+    assert "8 done" in status and "\n  to do " not in status
+    assert sorted(folder.rglob("*")) == before
+    partial = reproduce(folder, *SMALL, "mode=report", "seeds=[0,1,7]")
+    assert "8 of 12 runs are finished" in partial
+
+
+def test_the_report_goes_into_a_document(small):
+    folder, _ = small
+    name = "tablecontrol-authors-smoke"
+    (folder / "results.md").write_text(f"# Ours\n<!-- begin {name} -->\n<!-- end {name} -->\nEnd\n")
+    reproduce(folder, *SMALL, "mode=report", "into=results.md")
+    text = (folder / "results.md").read_text()
+    assert text.startswith("# Ours\n") and text.endswith("End\n") and "| matched |" in text
+    output = reproduce(folder, *SMALL, "mode=report", "into=nothing.md", status=2)
+    assert output.splitlines()[-1].startswith("error: nothing.md: found no block")
+
+
+def test_a_failed_run_is_named_and_retried(tmp_path):
+    words = [*SMALL, "seeds=[0]", "variants=[uniform,ea]"]
+    planned = reproduce(tmp_path, *words, "mode=plan")
+    victim = next(line for line in planned.splitlines() if "kd ea" in line)
+    directory = tmp_path / victim.partition("(")[2].partition(")")[0]
+    directory.mkdir(parents=True)
+    (directory / "last.pt").write_bytes(b"not a checkpoint")
+    output = reproduce(tmp_path, *words, status=2)
+    assert len(finished(tmp_path)) == 2  # the teacher and the other run
+    assert output.splitlines()[-1].startswith("error: 1 of 3 runs failed, the others went on")
+    status = reproduce(tmp_path, *words, "mode=status")
+    assert "  failed      kd ea, resnet14-resnet8, seed 0" in status and "unreadable" in status
+    assert "1 of 2 runs are finished" in reproduce(tmp_path, *words, "mode=report")
+
+    assert "0 of 2 runs to do" in reproduce(tmp_path, *words, status=2)  # not without being asked
+    (directory / "last.pt").unlink()
+    reproduce(tmp_path, *words, "retry=true")
+    assert len(finished(tmp_path)) == 3
+
+
+def test_students_of_a_failed_teacher_wait_and_others_go_on(tmp_path):
+    words = ["table=control", "scale=smoke", "variants=[uniform]", "seeds=[0]"]
+    words.append("pairs=[resnet14-resnet8,resnet20-resnet8]")
+    planned = reproduce(tmp_path, *words, "mode=plan")
+    victim = next(line for line in planned.splitlines() if "teacher resnet14" in line)
+    directory = tmp_path / victim.partition("(")[2].partition(")")[0]
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    output = reproduce(tmp_path, *words, status=2)
+    assert "runs that need these teachers wait: checkpoints/smoke/digits/resnet14" in output
+    assert sorted(path.parts[-3] for path in finished(tmp_path)) == ["kd", "none"]
+    assert (directory / "config.json").read_text() == "{}"
+    assert not (directory / "status.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(tmp_path):
+    processes = [start(tmp_path, *SMALL, "seeds=[0,1,2]") for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    trained = sum(output.count(": last ") for output in outputs)
+    assert trained == len(finished(tmp_path)) == 13
+    for path in finished(tmp_path):
+        lines = (path.parent / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    assert "12 of 12 runs are finished" in reproduce(tmp_path, *SMALL, "seeds=[0,1,2]")
+
+
+@pytest.mark.slow
+def test_killed_three_times_the_report_is_that_of_an_undisturbed_run(tmp_path):
+    """All fourteen methods of Table 2, two seeds, two workers; the whole process tree killed."""
+    words = ["table=2", "scale=smoke", "pairs=[resnet20-resnet8]", "seeds=[0,1]", *WORKERS]
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    reproduce(undisturbed, *words)
+    assert len(finished(undisturbed)) == 31
+
+    moments = random.Random(os.urandom(8))
+    for _ in range(3):
+        done = len(finished(disturbed)) + moments.randrange(8)
+        pause = moments.random() * 2
+        process = start(disturbed, *words)
+        while len(finished(disturbed)) < done and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(pause)
+        assert process.poll() is None, f"done before the kill ({done}, {pause})"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    reproduce(disturbed, *words)
+    name = "table2-authors-smoke"
+    assert report(disturbed, name) == report(undisturbed, name)
+    for path in finished(undisturbed):  # and the weights are the same, bit for bit
+        weights = path.parent.relative_to(undisturbed) / "last.safetensors"
+        assert (disturbed / weights).read_bytes() == (undisturbed / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: table: found 'nothing', allowed is one of 1, 2, 3, 4, 7, 8, control"),
+        (["table=5"], "error: table: found '5', allowed is one of 1, 2, 3, 4, 7, 8, control"),
+        (["table=1", "mode=go"], "error: mode: found 'go', allowed is one of plan, run, status"),
+        (["table=1", "pairs=[a-b]"], "error: pairs: found 'a-b', allowed is one of resnet32x4-"),
+        (["table=1", "methods=[dkd]"], "error: methods: found 'dkd', allowed is one of kd"),
+        (["table=1", "protocol=x"], "error: protocol: found 'x', allowed is one of authors"),
+        (["table=1", "protocl=x"], "error: protocl: found an unknown key, allowed is one of table"),
+        (["table=1", 'overrides=["recipe.x=1"]'], "error: recipe.x: found an unknown key"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path):
+    output = reproduce(tmp_path, *words, status=2)
+    assert output.startswith(message) and len(output.splitlines()) == 1
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_the_readme_knows_the_tables():
+    assert "scripts/reproduce.py" in Path(ROOT / "README.md").read_text()

@@ -1,0 +1,93 @@
+"""Tables of the paper: every printed number has a run, and every run the right settings."""
+
+import pytest
+
+from eakd.config import compose, method_label
+from eakd.errors import UserError
+from eakd.reproduce.table import load_table, make_table, paper_numbers, printed, table_names
+
+TABLES = [name for name in table_names() if name != "control"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_printed_number_of_a_table_has_its_cell(name):
+    table = make_table(load_table(name))
+    numbers = [number for cell in table.cells for number in cell.paper.values()]
+    assert all(cell.paper.keys() == set(table.metrics) for cell in table.cells)
+
+    def leaves(node):
+        return sum(map(leaves, node.values())) if isinstance(node, dict) else 1
+
+    assert len(numbers) == leaves(paper_numbers()[name])
+
+
+def test_printed_numbers_of_the_paper():
+    assert printed("2", "resnet50-mobilenetv2", "ea_fcfd") == {"top1": 71.97}
+    assert printed("3", "resnet32x4-resnet8x4", "ea_mld_ls") == {"top1": 61.93, "top5": 84.35}
+    assert printed("7", "wrn_28_4-wrn_16_2", "ea_kd", "τ′=2") == {"top1": 74.89}
+    assert printed("8", "resnet32x4-resnet8x4", "fcfd", "ea") == {"top1": 77.44}
+    assert printed("4", "swin_b-resnet8x4", "teacher") == {"top1": 86.3}
+    assert printed("2", "resnet20-resnet8", "kd") == {} and printed("control", "x-y", "kd") == {}
+
+
+def test_the_average_gains_that_the_paper_prints_follow_from_its_cells():
+    table = make_table(load_table("2"))
+    averages = paper_numbers()["average_gains"]["2"]
+    for ea, base in table.gains:
+        gains = [
+            cell.paper["top1"] - other.paper["top1"]
+            for cell, other in table.compared()
+            if (cell.method, other.method) == (ea, base)
+        ]
+        assert len(gains) == 7
+        assert sum(gains) / 7 == pytest.approx(averages[ea], abs=0.011)
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_the_runs_of_a_cell_are_what_its_name_says(name):
+    table = make_table(load_table(name))
+    kinds = {"base": "teacher", "ea_100": "ea"}
+    for cell in table.cells if name != "2" else table.at(pair="vgg13-vgg8"):
+        if not cell.overrides:
+            assert cell.method == "teacher"
+            continue
+        config = compose([*cell.overrides, "recipe=authors"])
+        assert f"{config.teacher.name}-{config.student.name}" == cell.pair
+        if cell.variant.startswith("τ′="):
+            assert config.weighting.entropy_temperature == int(cell.variant[-1])
+        elif cell.variant:
+            assert config.weighting.kind == kinds.get(cell.variant, cell.variant)
+        else:
+            assert method_label(config) == cell.method
+        assert (config.weighting.max_entropy == 100) == (cell.variant == "ea_100")
+
+
+def test_narrowing():
+    definition = load_table(2)
+    table = make_table(
+        definition, pairs=["vgg13-vgg8", "resnet20-resnet8"], methods=["ea_kd", "kd"]
+    )
+    assert table.methods == ("teacher", "kd", "ea_kd")
+    assert table.pairs == ("vgg13-vgg8", "resnet20-resnet8")
+    assert len(table.cells) == 6 and len(table.compared()) == 2
+    assert make_table(definition, pairs="vgg13-vgg8").pairs == ("vgg13-vgg8",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pairs": ["vgg13"]}, r"pairs: found 'vgg13', allowed is one of resnet32x4-.*two models"),
+        ({"pairs": ["vgg13-vgg9"]}, r"pairs: found 'vgg13-vgg9'"),
+        ({"methods": ["ea"]}, r"methods: found 'ea', allowed is one of teacher, none, kd, ea_kd"),
+        ({"methods": []}, r"methods: found an empty list"),
+        ({"variants": ["ea"]}, r"variants: found 'ea'"),
+    ],
+)
+def test_unknown_names_list_the_valid_ones(arguments, message):
+    with pytest.raises(UserError, match=message):
+        make_table(load_table(2), **arguments)
+
+
+def test_unknown_table():
+    with pytest.raises(UserError, match="table: found '9', allowed is one of 1, 2, 3, 4, 7, 8"):
+        load_table(9)
