@@ -10,13 +10,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 from scipy import stats
 
-from eakd.config import CONFIGS, compose
+from eakd.config import compose
 from eakd.errors import UserError
 from eakd.reproduce import read_runs
-from eakd.reproduce.table import make_table
+from eakd.reproduce.table import load_table, make_table
 from eakd.reproduce.table_report import insert_block, markdown, summarise, write_report
 from eakd.reproduce.table_report.layout import grids
 from eakd.reproduce.table_report.numbers import holm
@@ -28,8 +27,7 @@ TABLES = ("1", "2", "3", "4", "7", "8", "control")
 
 
 def table(name, **narrowed):
-    text = (CONFIGS / "table" / f"{name}.yaml").read_text(encoding="utf-8")
-    return make_table(yaml.safe_load(text), **narrowed)
+    return make_table(load_table(name), **narrowed)
 
 
 def run(root, cell, seed, last, best=None, epochs=None, **more):
