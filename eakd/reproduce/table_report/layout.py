@@ -69,8 +69,8 @@ def describe(report: Report) -> str:
 
 def time_line(report: Report) -> str:
     """The only line, besides a CSV column, that tells how long something took."""
-    total = sum(report.seconds)
-    return f"Time: {total / 3600:.2f} hours of training, {len(report.seconds)} runs added up."
+    hours = sum(report.seconds) / 3600
+    return f"Time: {hours:.2f} hours of training in all (finished runs: {len(report.seconds)})."
 
 
 def address(run: Run) -> str:

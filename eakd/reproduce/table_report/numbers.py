@@ -212,11 +212,6 @@ def summarise(
     )
 
 
-def _line(text: object) -> str:
-    """One line, whatever an error message or a name holds."""
-    return " ".join(str(text).split())
-
-
 def _accuracies(results: Results, cell: Cell, metric: str, which: str) -> dict[int, float]:
     return {seed: run[f"{metric}_{which}"] for seed, run in sorted(results.get(cell, {}).items())}
 

@@ -75,7 +75,7 @@ def _md_text(text: Text) -> str:
 def _md(text: str) -> str:
     """Escaped so that it shows as it is, also within a table; ``ea_kd`` needs nothing."""
     text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\`*|~]|\](?=\()|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    return re.sub(r"[\\`*|~$]|\](?=\()|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 # LaTeX
