@@ -16,6 +16,7 @@ from eakd.errors import UserError, check_choice
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.launch import launch
 from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
+from eakd.reproduce.speed import measure
 from eakd.reproduce.table import load_table, make_table, table_names
 from eakd.reproduce.table_report import insert_block, write_report
 
@@ -50,8 +51,11 @@ def reproduce(config: DictConfig) -> str:
     if config.mode == "run":
         _run(plan, config.retry, _launch_settings())
     states = read_states(plan.jobs)
+    if config.mode == "plan" and config.measure:
+        measure(plan, states, config.measure, config.output_root)
     if config.mode in ("plan", "status"):
-        text = describe_plan(plan, states, every_run=config.mode == "plan")
+        every_run = config.mode == "plan"
+        text = describe_plan(plan, states, config.output_root, every_run=every_run)
     else:
         text = _report(plan, states, config)
     print(text.partition("\n## Environment")[0])  # the files hold the rest

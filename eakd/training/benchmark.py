@@ -278,6 +278,16 @@ def alternate(loops: dict[str, Loop], steps: int, device: torch.device) -> dict[
     return times
 
 
+def seconds_per_step(config: DictConfig, steps: int) -> float:
+    """Median of ``steps`` steps of our loop, after as many to warm up, for plans."""
+    check_number("steps", steps, at_least=1, integer=True)
+    compute = build_compute(config)
+    data = random_images(4 * config.batch_size, config.image_size, config.num_classes, config.seed)
+    loops = {"ours": our_loop(config, data, compute, Weighting("uniform"))}
+    alternate(loops, steps, compute.device)
+    return statistics.median(alternate(loops, steps, compute.device)["ours"].wall)
+
+
 def peak_memory(loop: Loop, compute: Compute, steps: int = 4) -> int:
     """Bytes of tensors at the worst moment of a few steps, beyond what is kept between steps."""
     next(loop)  # makes what is kept
