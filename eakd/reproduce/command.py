@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -94,7 +95,8 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
         about={"Command": _command(config), "Protocol": plan.protocol, "Scale": SCALES[plan.scale]},
     )
     if config.into:
-        insert_block(Path(config.into), name, text)
+        shown = text.partition("\n## Runs")[0]  # the rest links to directories beside the report
+        insert_block(Path(config.into), name, re.sub("^#", "##", shown, flags=re.M))
     return text
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -201,7 +200,3 @@ def test_bad_input_is_one_line(words, message, tmp_path):
     output = reproduce(tmp_path, *words, status=2)
     assert output.startswith(message) and len(output.splitlines()) == 1
     assert list(tmp_path.rglob("*.json")) == []
-
-
-def test_the_readme_knows_the_tables():
-    assert "scripts/reproduce.py" in Path(ROOT / "README.md").read_text()
