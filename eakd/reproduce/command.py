@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from eakd.reproduce.launch import launch
 from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
 from eakd.reproduce.speed import measure
 from eakd.reproduce.table import load_table, make_table, table_names
-from eakd.reproduce.table_report import insert_block, write_report
+from eakd.reproduce.table_report import insert_block, markdown, summarise, write_report
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +84,22 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
             if path not in finished
         }
     name = f"table{plan.table.name}-{plan.protocol}-{plan.scale}"
-    text = write_report(
-        plan.table,
-        results,
-        Path(config.output_root) / "reports" / name,
-        select=config.select,
-        wanted_seeds=plan.seeds,
-        states=others,
-        about={"Command": _command(config), "Protocol": plan.protocol, "Scale": SCALES[plan.scale]},
-    )
+    folder = Path(config.output_root) / "reports" / name
+    arguments = {
+        "select": config.select,
+        "wanted_seeds": plan.seeds,
+        "states": others,
+        "about": {
+            "Command": _command(config),
+            "Protocol": plan.protocol,
+            "Scale": SCALES[plan.scale],
+        },
+    }
+    text = write_report(plan.table, results, folder, **arguments)
     if config.into:
-        shown = text.partition("\n## Runs")[0]  # the rest links to directories beside the report
-        insert_block(Path(config.into), name, re.sub("^#", "##", shown, flags=re.M))
+        shown = summarise(plan.table, results, folder, **arguments)
+        # Without the links, which hold in the report's folder only.
+        insert_block(Path(config.into), name, markdown(shown, level=2, runs=False))
     return text
 
 
