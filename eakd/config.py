@@ -171,7 +171,6 @@ def compose(overrides: list[str] | None = None, config_name: str = "train") -> D
     Raises:
         UserError: an unknown name or key, with the valid ones.
     """
-    register()
     try:
         return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
