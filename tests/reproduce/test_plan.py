@@ -95,6 +95,12 @@ def test_overrides_reach_every_run_and_its_teacher(tmp_path):
         plan_of("1", tmp_path, overrides=["recipe.epoch=1"])
 
 
+def test_tracked_runs_are_grouped_by_table_and_cell(tmp_path):
+    plan = plan_of("7", tmp_path, overrides=["tracking=wandb"], pairs=["resnet32x4-resnet8x4"])
+    groups = {compose(list(job.overrides)).tracking.group for job in plan.students}
+    assert groups == {f"table 7: ea_kd τ′={t}, resnet32x4-resnet8x4" for t in (2, 3, 4)}
+
+
 @pytest.fixture
 def one(tmp_path, tiny_with_teacher):
     """The plan of one tiny run, and how to train it."""
