@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,8 @@ def reproduce(config: DictConfig) -> str:
     """Do what ``configs/reproduce.yaml`` describes; print and return its text.
 
     Raises:
-        UserError: a wrong value; or, after everything else ran, runs that failed.
+        UserError: a wrong value; or, after everything else ran, runs that failed or that another
+            process works on.
     """
     check_choice("mode", config.mode, MODES)
     check_choice("select", config.select, ("last", "best"))
@@ -59,11 +61,12 @@ def reproduce(config: DictConfig) -> str:
     else:
         text = _report(plan, states, config)
     print(text.partition("\n## Environment")[0])  # the files hold the rest
-    failed = [job for job in plan.jobs if states[job.directory].name == "failed"]
-    if config.mode == "run" and failed:
+    unfinished = Counter(state.name for state in states.values() if state.name != "done")
+    if config.mode == "run" and unfinished:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(unfinished.items()))
         raise UserError(
-            f"{len(failed)} of {len(plan.jobs)} runs failed, the others went on; "
-            "mode=status names them, retry=true runs them again"
+            f"{unfinished.total()} of {len(states)} runs are not finished ({counts}), the others went on; "
+            "mode=status names them, retry=true runs failed ones again"
         )
     return text
 
