@@ -65,8 +65,8 @@ def reproduce(config: DictConfig) -> str:
     if config.mode == "run" and unfinished:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(unfinished.items()))
         raise UserError(
-            f"{unfinished.total()} of {len(states)} runs are not finished ({counts}), the others went on; "
-            "mode=status names them, retry=true runs failed ones again"
+            f"{unfinished.total()} of {len(states)} runs are not finished ({counts}), the others "
+            "went on; mode=status names them, retry=true runs failed ones again"
         )
     return text
 
