@@ -255,10 +255,10 @@ def paired_ratio(rounds: Sequence[tuple[Sequence[float], Sequence[float]]]) -> R
     """The ratio of two loops' step times, from the (numerators, denominators) of each round.
 
     A round gives the median of ``numerators[i] / denominators[i]``, and the rounds give the result:
-    within a round, where the networks happen to lie in memory favours one loop by a
-    percent or so. The interval lies between two order statistics of the rounds, as the sign test puts
-    it; it assumes only that they are independent. Below six rounds it is their whole range, which
-    is less than 95 %.
+    two equal loops differ by up to a percent all through a round, but not in the next one, when
+    they are built afresh. The interval lies between two order statistics of the rounds, as the sign
+    test puts it; it assumes only that they are independent. Below six rounds it is their whole
+    range, which is less than 95 %.
     """
     ratios = sorted(statistics.median(n / d for n, d in zip(*pair, strict=True)) for pair in rounds)
     # The binomial distribution's 2.5 % quantile, by the normal one.
