@@ -171,7 +171,6 @@ def compose(overrides: list[str] | None = None, config_name: str = "train") -> D
     Raises:
         UserError: an unknown name or key, with the valid ones.
     """
-    register()
     try:
         return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -353,7 +352,8 @@ def explain(error: Exception, config_name: str) -> str:
         return f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(allowed)}"
     if _from_launcher(error):
         first = str(error).strip().partition("\n")[0]
-        return f"hydra/launcher: {first}; the same command runs what is missing"
+        lost = type(error).__module__ != "builtins"  # a job is, as opposed to a refused launch
+        return f"hydra/launcher: {first}" + "; the same command runs what is missing" * lost
     cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
     return text + cause
 

@@ -412,8 +412,23 @@ def test_ray_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path, ray_cl
 
 
 @pytest.mark.slow
-def test_without_a_cluster_ray_starts_here(tiny, tmp_path):
+def test_a_ray_of_our_own_runs_a_lost_run_again(undisturbed, tmp_path):
+    words, whole = undisturbed
     ray = ("hydra/launcher=ray_cluster", "hydra.launcher.ray.remote.num_gpus=0")
-    words = [*small(tiny, tmp_path / "here"), "+hydra.launcher.ray.init.num_cpus=1"]
-    status, out, err = sweep(*ray, *words, env=ray_environment())
-    assert status == 0 and len(summaries(tmp_path / "here")) == 1, out + err
+    ray += ("hydra.launcher.ray.init.address=local", "+hydra.launcher.ray.init.num_cpus=1")
+    root = tmp_path / "outputs"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "scripts/train.py", "-m", *ray, *words, f"output_root={root}"],
+            cwd=ROOT,
+            env=ray_environment(),
+            stdout=log,
+            stderr=log,
+        )
+    wait_for_epochs(root, 3, process)
+    wait_for_words(tmp_path / "log", "_run_job pid=", process)
+    worker = re.search(r"_run_job pid=(\d+)", (tmp_path / "log").read_text())
+    os.kill(int(worker[1]), signal.SIGKILL)
+    assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+    assert "continuing after epoch" in (run_folder(root) / "train.log").read_text()
+    assert same_weights(whole, run_folder(root))

@@ -83,8 +83,33 @@ def test_every_training_command_of_the_readme_runs(tmp_path):
     assert result.returncode == 0 and "top-1" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
+def test_every_reproduce_command_of_the_readme_runs(tmp_path):
+    tables = [words for words in README if words[0] == "scripts/reproduce.py"]
+    assert len(tables) >= 5
+    for words in tables:
+        small = ["scale=smoke", "pairs=[resnet14-resnet8]", "methods=[kd,ea_kd]", "seeds=[0]"]
+        small += [f"output_root={tmp_path / 'outputs'}", f"checkpoint_root={tmp_path}"]
+        if "table=2" not in words:
+            small.remove("methods=[kd,ea_kd]")
+        named = [
+            word for word in words if word.partition("=")[0] not in ("scale", "pairs", "seeds")
+        ]
+        result = run([*named, *small])
+        assert result.returncode == 0, (words, result.stderr)
+        if not any(word.startswith("mode=") for word in words):
+            assert "runs are finished" in result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_reproduce_command_composes(page):
+    for words in commands(page):
+        if words[0] == "scripts/reproduce.py":
+            compose([word for word in words[1:] if not word.startswith("hydra")], "reproduce")
+
+
 def test_help_lists_groups_and_values():
-    for script in ("train", "evaluate", "benchmark", "quickstart", "report"):
+    for script in ("train", "evaluate", "benchmark", "quickstart", "report", "reproduce"):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr
         assert "eakd:" in result.stdout

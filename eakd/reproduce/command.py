@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from eakd.errors import UserError, check_choice
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.launch import launch
 from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
+from eakd.reproduce.speed import measure
 from eakd.reproduce.table import load_table, make_table, table_names
-from eakd.reproduce.table_report import insert_block, write_report
+from eakd.reproduce.table_report import insert_block, markdown, summarise, write_report
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ def reproduce(config: DictConfig) -> str:
     """Do what ``configs/reproduce.yaml`` describes; print and return its text.
 
     Raises:
-        UserError: a wrong value; or, after everything else ran, runs that failed.
+        UserError: a wrong value; or, after everything else ran, runs that failed or that another
+            process works on.
     """
     check_choice("mode", config.mode, MODES)
     check_choice("select", config.select, ("last", "best"))
@@ -50,16 +53,20 @@ def reproduce(config: DictConfig) -> str:
     if config.mode == "run":
         _run(plan, config.retry, _launch_settings())
     states = read_states(plan.jobs)
+    if config.mode == "plan" and config.measure:
+        measure(plan, states, config.measure, config.output_root)
     if config.mode in ("plan", "status"):
-        text = describe_plan(plan, states, every_run=config.mode == "plan")
+        every_run = config.mode == "plan"
+        text = describe_plan(plan, states, config.output_root, every_run=every_run)
     else:
         text = _report(plan, states, config)
     print(text.partition("\n## Environment")[0])  # the files hold the rest
-    failed = [job for job in plan.jobs if states[job.directory].name == "failed"]
-    if config.mode == "run" and failed:
+    unfinished = Counter(state.name for state in states.values() if state.name != "done")
+    if config.mode == "run" and unfinished:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(unfinished.items()))
         raise UserError(
-            f"{len(failed)} of {len(plan.jobs)} runs failed, the others went on; "
-            "mode=status names them, retry=true runs them again"
+            f"{unfinished.total()} of {len(states)} runs are not finished ({counts}), the others "
+            "went on; mode=status names them, retry=true runs failed ones again"
         )
     return text
 
@@ -80,17 +87,22 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
             if path not in finished
         }
     name = f"table{plan.table.name}-{plan.protocol}-{plan.scale}"
-    text = write_report(
-        plan.table,
-        results,
-        Path(config.output_root) / "reports" / name,
-        select=config.select,
-        wanted_seeds=plan.seeds,
-        states=others,
-        about={"Command": _command(config), "Protocol": plan.protocol, "Scale": SCALES[plan.scale]},
-    )
+    folder = Path(config.output_root) / "reports" / name
+    arguments = {
+        "select": config.select,
+        "wanted_seeds": plan.seeds,
+        "states": others,
+        "about": {
+            "Command": _command(config),
+            "Protocol": plan.protocol,
+            "Scale": SCALES[plan.scale],
+        },
+    }
+    text = write_report(plan.table, results, folder, **arguments)
     if config.into:
-        insert_block(Path(config.into), name, text)
+        shown = summarise(plan.table, results, folder, **arguments)
+        # Without the links, which hold in the report's folder only.
+        insert_block(Path(config.into), name, markdown(shown, level=2, runs=False))
     return text
 
 

@@ -143,7 +143,9 @@ def make_plan(
             line = [*cell.overrides, *common, *scaled]
             if tracked:
                 line.append(f"tracking.group='table {table.name}: {cell.label}'")
-            cells[cell] = _jobs(config, seeds, line, cell.label, f"{cell.pair} {label}")
+            # Weights cost nothing that one would see: EA-KD takes as long as KD.
+            kind = f"{config.data.name} {cell.pair} {config.distiller.name.removeprefix('ea_')}"
+            cells[cell] = _jobs(config, seeds, line, cell.label, kind)
             if label != "none":
                 needed.setdefault(config.teacher.name, config)
     cells = {cell: cells[cell] for cell in table.cells if cell in cells}
@@ -244,7 +246,9 @@ def _teacher_job(name: str, config: DictConfig, common: list[str], scale: str) -
         overrides += ["recipe=finetune", "student.pretrained=true"]
     overrides += ["save_teacher=true"]
     composed, scaled = _scale(compose(overrides), scale)
-    return _jobs(composed, [0], (*overrides, *scaled), f"teacher {name}", f"teacher {name}")[0]
+    return _jobs(
+        composed, [0], (*overrides, *scaled), f"teacher {name}", f"{config.data.name} {name}"
+    )[0]
 
 
 def state_of(job: Job) -> State:
@@ -287,25 +291,37 @@ class Estimate(NamedTuple):
     unknown: int
 
 
-def estimate(plan: Plan, states: dict[Path, State]) -> list[Estimate]:
-    """Time that remains, from the seconds that epochs of the same kind of run took."""
-    epochs: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def speed_file(output_root: str) -> Path:
+    """``{device: {kind of run: seconds per epoch}}`` of what was timed for a plan."""
+    return Path(output_root) / "speed.json"
+
+
+def recorded_epochs(
+    plan: Plan, states: dict[Path, State], output_root: str
+) -> dict[str, dict[str, float]]:
+    """``{device: {kind of run: mean seconds per epoch}}``, from runs or else from `speed_file`."""
+    taken: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for job in plan.jobs:
         if states[job.directory].epochs:
             device = device_of(read_json(job.directory / "environment.json") or {})
-            taken = [line["train_seconds"] for line in read_metrics(job.directory)]
-            epochs[device][job.kind] += taken
+            for line in read_metrics(job.directory):
+                taken[device][job.kind].append(line["train_seconds"])
+    speeds: dict[str, dict[str, float]] = read_json(speed_file(output_root)) or {}
+    for device, kinds in taken.items():
+        known = {kind: sum(seconds) / len(seconds) for kind, seconds in kinds.items()}
+        speeds[device] = {**speeds.get(device, {}), **known}
+    return speeds
+
+
+def estimate(plan: Plan, states: dict[Path, State], output_root: str) -> list[Estimate]:
+    """Time that remains on each kind of device on which something was timed."""
     remaining = [job for job in plan.jobs if states[job.directory].name not in ("done", "failed")]
     found = []
-    for device, kinds in epochs.items():
-        known = [job for job in remaining if kinds.get(job.kind)]
-        seconds = sum(
-            (job.epochs - states[job.directory].epochs)
-            * sum(kinds[job.kind])
-            / len(kinds[job.kind])
-            for job in known
-        )
-        found.append(Estimate(device, seconds / 3600, len(known), len(remaining) - len(known)))
+    for device, seconds in recorded_epochs(plan, states, output_root).items():
+        known = [job for job in remaining if job.kind in seconds]
+        left = [(job.epochs - states[job.directory].epochs) * seconds[job.kind] for job in known]
+        hours = sum(left) / 3600
+        found.append(Estimate(device, hours, len(known), len(remaining) - len(known)))
     return found
 
 
@@ -315,7 +331,9 @@ def device_of(environment: dict[str, Any]) -> str:
     return environment.get("accelerator") or threads
 
 
-def describe_plan(plan: Plan, states: dict[Path, State], *, every_run: bool) -> str:
+def describe_plan(
+    plan: Plan, states: dict[Path, State], output_root: str, *, every_run: bool
+) -> str:
     """The plan as text: counts, time that remains, and every run or the unfinished begun ones."""
     table, jobs = plan.table, plan.jobs
     counts = Counter(states[job.directory].name for job in jobs)
@@ -325,7 +343,7 @@ def describe_plan(plan: Plan, states: dict[Path, State], *, every_run: bool) -> 
         f"{len(plan.teachers)} of them teachers",
         "  " + ", ".join(f"{counts[name]} {name}" for name in order),
     ]
-    for device, hours, known, unknown in estimate(plan, states):
+    for device, hours, known, unknown in estimate(plan, states, output_root):
         rest = f"; the speed of {unknown} more is not known" if unknown else ""
         if known:
             lines.append(f"  {hours:.1f} hours remain on one {device} for {known} runs{rest}")

@@ -47,7 +47,9 @@ from eakd.weighting import Weighting
 Block = Callable[[], float]  # runs one block of steps and returns its seconds
 Loop = Iterator[None]  # each ``next`` runs one step
 
-WARMUP_STEPS = 20
+WARMUP_STEPS = 10
+
+OURS, EA, LIMIT, PLAIN = "ours", "ours, EA weighting", "limit", "plain"
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +241,7 @@ class Times(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """A median of paired ratios with its 95 % interval."""
+    """The median of several measurements of a ratio, and its 95 % interval."""
 
     median: float
     low: float
@@ -249,13 +251,16 @@ class Ratio(NamedTuple):
         return f"{self.median:.4f} ({self.low:.4f} to {self.high:.4f})"
 
 
-def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
-    """The median of ``numerators[i] / denominators[i]``.
+def paired_ratio(rounds: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Ratio:
+    """The ratio of two loops' step times, from the (numerators, denominators) of each round.
 
-    Its interval lies between two order statistics, as the sign test puts it: whatever disturbs a
-    measurement, and however much, it assumes only that the pairs are independent.
+    A round gives the median of ``numerators[i] / denominators[i]``, and the rounds give the result:
+    two equal loops differ by up to a percent all through a round, but not in the next one, when
+    they are built afresh. The interval lies between two order statistics of the rounds, as the sign
+    test puts it; it assumes only that they are independent. Below six rounds it is their whole
+    range, which is less than 95 %.
     """
-    ratios = sorted(n / d for n, d in zip(numerators, denominators, strict=True))
+    ratios = sorted(statistics.median(n / d for n, d in zip(*pair, strict=True)) for pair in rounds)
     # The binomial distribution's 2.5 % quantile, by the normal one.
     rank = max(int((len(ratios) - 1.96 * len(ratios) ** 0.5) / 2), 0)
     return Ratio(statistics.median(ratios), ratios[rank], ratios[-1 - rank])
@@ -278,9 +283,18 @@ def alternate(loops: dict[str, Loop], steps: int, device: torch.device) -> dict[
     return times
 
 
+def seconds_per_step(config: DictConfig, steps: int) -> float:
+    """Median of ``steps`` steps of our loop, after as many to warm up, for plans."""
+    check_number("steps", steps, at_least=1, integer=True)
+    compute = build_compute(config)
+    data = random_images(4 * config.batch_size, config.image_size, config.num_classes, config.seed)
+    loops = {"ours": our_loop(config, data, compute, Weighting("uniform"))}
+    alternate(loops, steps, compute.device)
+    return statistics.median(alternate(loops, steps, compute.device)["ours"].wall)
+
+
 def peak_memory(loop: Loop, compute: Compute, steps: int = 4) -> int:
-    """Bytes of tensors at the worst moment of a few steps, beyond what is kept between steps."""
-    next(loop)  # makes what is kept
+    """Bytes of tensors at the worst moment of a fresh loop's first steps, weights included."""
     gc.collect()  # what earlier loops left must not be freed meanwhile
     if compute.device.type == "cuda":
         before = torch.cuda.memory_allocated(compute.device)
@@ -298,12 +312,17 @@ def peak_memory(loop: Loop, compute: Compute, steps: int = 4) -> int:
     return max(itertools.accumulate(event.nbytes() for event in events))
 
 
-def method_loops(config: DictConfig, data: ImageData, compute: Compute) -> dict[str, Loop]:
-    return {
-        "ours": our_loop(config, data, compute, Weighting("uniform")),
-        "ours, EA weighting": our_loop(config, data, compute, Weighting("ea")),
-        "limit": limit_loop(config, compute),
+def one_round(config: DictConfig, data: ImageData, compute: Compute, turn: int) -> dict[str, Times]:
+    """Build our loop, its EA form and the limit afresh, in an order of that turn, and time them."""
+    loops = {
+        OURS: our_loop(config, data, compute, Weighting("uniform")),
+        EA: our_loop(config, data, compute, Weighting("ea")),
+        LIMIT: limit_loop(config, compute),
     }
+    orders = list(itertools.permutations(loops))
+    loops = {name: loops[name] for name in orders[turn % len(orders)]}
+    alternate(loops, WARMUP_STEPS, compute.device)
+    return alternate(loops, config.steps, compute.device)
 
 
 def benchmark(config: DictConfig) -> str:
@@ -332,25 +351,21 @@ def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any]
     samples = config.steps * config.batch_size
     data = random_images(samples, config.image_size, config.num_classes, config.seed)
     with plain_process(config, compute) as plain:
-        loops = method_loops(config, data, compute)
         plain()  # warm-up: compilation, worker start, allocator
-        alternate(loops, WARMUP_STEPS, compute.device)
-        times = {name: Times([], []) for name in loops}
-        plain_seconds = []
-        for _ in range(config.rounds):
+        rounds, plain_seconds = [], []
+        for turn in range(config.rounds):
+            rounds.append(one_round(config, data, compute, turn))
             plain_seconds.append(plain() / config.steps)
-            for name, found in alternate(loops, config.steps, compute.device).items():
-                times[name].wall.extend(found.wall)
-                times[name].cpu.extend(found.cpu)
-    seconds = {name: found.wall for name, found in times.items()} | {"plain": plain_seconds}
+    seconds = {name: steps(rounds, name).wall for name in (OURS, EA, LIMIT)}
+    seconds[PLAIN] = plain_seconds
     speeds = {
         name: config.batch_size / statistics.median(values) for name, values in seconds.items()
     }
     numbers = {
         **describe(config, compute),
-        **compare(times),
+        **compare(rounds),
         "samples_per_second": speeds,
-        "ours_over_plain": speeds["ours"] / speeds["plain"],
+        "ours_over_plain": speeds[OURS] / speeds[PLAIN],
         "peak_memory_bytes": compute.peak_memory(),
         "step_seconds": seconds,
     }
@@ -372,25 +387,23 @@ def measure_methods(config: DictConfig, compute: Compute) -> tuple[dict[str, Any
     data = random_images(samples, config.image_size, config.num_classes, config.seed)
     numbers = {**describe(config, compute), "methods": {}}
     lines = [
-        "| method | step ms | CPU ms | limit ms | step / limit | EA step / step | EA CPU / CPU "
-        "| EA memory / memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | step ms | CPU ms | limit ms | step / limit | CPU / limit CPU | EA step / step "
+        "| EA CPU / CPU | EA memory / memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in config.methods:
         one = config.copy()
         one.distiller = compose([f"distiller={name}"], "benchmark").distiller
-        loops = method_loops(one, data, compute)
+        rounds = [one_round(one, data, compute, turn) for turn in range(config.rounds)]
         plain, ea = (
             peak_memory(our_loop(one, data, compute, Weighting(kind)), compute)
             for kind in ("uniform", "ea")
         )
-        alternate(loops, WARMUP_STEPS, compute.device)
-        times = alternate(loops, config.steps * config.rounds, compute.device)
-        found = compare(times)
+        found = compare(rounds)
         medians = {
-            "step_ms": 1000 * statistics.median(times["ours"].wall),
-            "cpu_ms": 1000 * statistics.median(times["ours"].cpu),
-            "limit_ms": 1000 * statistics.median(times["limit"].wall),
+            "step_ms": 1000 * statistics.median(steps(rounds, OURS).wall),
+            "cpu_ms": 1000 * statistics.median(steps(rounds, OURS).cpu),
+            "limit_ms": 1000 * statistics.median(steps(rounds, LIMIT).wall),
         }
         memory = {"step_memory_bytes": plain, "ea_step_memory_bytes": ea}
         numbers["methods"][name] = {**medians, **found, **memory}
@@ -416,10 +429,21 @@ def describe(config: DictConfig, compute: Compute) -> dict[str, Any]:
     }
 
 
-def compare(times: dict[str, Times]) -> dict[str, Ratio]:
-    ours, ea, limit = times["ours"], times["ours, EA weighting"], times["limit"]
+def steps(rounds: list[dict[str, Times]], name: str) -> Times:
+    """All steps of one loop."""
+    parts = zip(*(times[name] for times in rounds), strict=True)
+    return Times(*(list(itertools.chain.from_iterable(part)) for part in parts))
+
+
+def compare(rounds: list[dict[str, Times]]) -> dict[str, Ratio]:
+    def ratio(top: str, bottom: str, clock: str) -> Ratio:
+        return paired_ratio(
+            [(getattr(times[top], clock), getattr(times[bottom], clock)) for times in rounds]
+        )
+
     return {
-        "step_over_limit": paired_ratio(ours.wall, limit.wall),
-        "ea_over_uniform_time": paired_ratio(ea.wall, ours.wall),
-        "ea_over_uniform_cpu": paired_ratio(ea.cpu, ours.cpu),
+        "step_over_limit": ratio(OURS, LIMIT, "wall"),
+        "step_over_limit_cpu": ratio(OURS, LIMIT, "cpu"),
+        "ea_over_uniform_time": ratio(EA, OURS, "wall"),
+        "ea_over_uniform_cpu": ratio(EA, OURS, "cpu"),
     }

@@ -2,7 +2,8 @@
 
 The lock is a file that names its owner and is touched every few seconds. An owner on this machine
 is dead when its process is gone, any other when it has been silent for `STALE` seconds; a dead
-owner's lock is taken over.
+owner's lock is taken over. Who finds the lock of a process elsewhere watches it until it is touched
+again or silent for long enough: a job that a cluster moves meets its own former lock.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from eakd.errors import UserError
 
 NAME = "lock.json"
 BEAT = 10.0  # seconds between two signs of life
-STALE = 90.0  # seconds of silence after which an owner on another machine is dead
+STALE = 60.0  # seconds of silence after which an owner on another machine is dead
 
 
 class Locked(UserError):
@@ -61,7 +62,7 @@ class RunLock:
                 raise
 
     def _take_over(self) -> None:
-        owner = read_owner(self.path.parent)
+        owner = self._watch()
         if owner is None or owner["alive"]:  # None: released this instant
             raise Locked(f"{self.path}: found the lock of {describe(owner)}")
         # Whoever creates the claim on this dead owner, one process, may replace its lock.
@@ -78,6 +79,17 @@ class RunLock:
             claim.unlink()
             raise Locked(f"{self.path}: found the lock of {describe(now)}")
         os.replace(claim, self.path)
+
+    def _watch(self) -> dict[str, Any] | None:
+        """The owner, once it is certain whether it is alive."""
+        owner = before = read_owner(self.path.parent)
+        while owner and owner["alive"] and not owner["here"]:
+            if owner["silent"] < before["silent"] or owner["token"] != before["token"]:
+                break  # a sign of life
+            before = owner
+            time.sleep(min(1.0, BEAT / 10))
+            owner = read_owner(self.path.parent)
+        return owner
 
     def check(self) -> None:
         """Raise `Locked` if the lock was taken over, after this process seemed dead for long."""
@@ -117,7 +129,8 @@ def read_owner(directory: Path) -> dict[str, Any] | None:
     """Who holds the lock of a run directory, or ``None``.
 
     Returns:
-        ``host``, ``pid``, ``token``, ``silent`` (seconds since the last sign of life), ``alive``.
+        ``host``, ``pid``, ``token``, ``silent`` (seconds since the last sign of life), ``here`` (on
+        this machine), ``alive`` (for a process elsewhere: it may be).
     """
     path = directory / NAME
     try:
@@ -131,13 +144,14 @@ def read_owner(directory: Path) -> dict[str, Any] | None:
         complete = False
     if not complete:
         owner = {"host": "an unknown host", "pid": "?", "token": "unreadable"}
-        return {**owner, "silent": silent, "alive": silent < STALE}  # maybe just being written
-    here = _process(os.getpid())
-    if all(owner.get(key) == here[key] for key in ("host", "system")):
+        # It may just be being written.
+        return {**owner, "silent": silent, "here": False, "alive": silent < STALE}
+    mine = _process(os.getpid())
+    here = all(owner[key] == mine[key] for key in ("host", "system"))
+    alive = silent < STALE
+    if here:
         alive = _process(owner["pid"]) == {k: v for k, v in owner.items() if k != "token"}
-    else:
-        alive = silent < STALE
-    return {**owner, "silent": silent, "alive": alive}
+    return {**owner, "silent": silent, "here": here, "alive": alive}
 
 
 def describe(owner: dict[str, Any] | None) -> str:

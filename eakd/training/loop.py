@@ -211,6 +211,7 @@ def fit(
     Args:
         distiller: already on the device.
         data: with ``processes.part``.
+        record: with ``writes=processes.first``.
         progress: show progress bars; by default where the output is a terminal.
         processes: those that train together. All call this function and get the same result; the
             first one writes.

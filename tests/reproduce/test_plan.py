@@ -9,6 +9,7 @@ import pytest
 from eakd.config import compose
 from eakd.errors import UserError
 from eakd.reproduce.plan import describe_plan, estimate, make_plan, state_of
+from eakd.reproduce.speed import measure
 from eakd.reproduce.table import load_table, make_table
 from eakd.training.lock import RunLock
 from eakd.training.run import run
@@ -49,11 +50,11 @@ def test_table_2_has_every_run_of_the_paper(tmp_path):
 
 def test_short_is_a_twentieth_with_drops_at_the_same_fractions(tmp_path):
     plan = plan_of("2", tmp_path, scale="short", pairs=["resnet32x4-resnet8x4"])
-    recipes = {job.kind.split()[1]: job.identified["recipe"] for job in plan.students}
+    recipes = {job.kind.split()[2]: job.identified["recipe"] for job in plan.students}
     assert recipes["kd"]["epochs"] == 12 and recipes["mld"]["epochs"] == 24
     assert recipes["kd"]["milestones"] == [0.625, 0.75, 0.875]
     assert recipes["mld"]["milestones"] == [150 / 480, 180 / 480, 210 / 480]
-    methods = {job.kind.split()[1]: job.identified["distiller"] for job in plan.students}
+    methods = {job.kind.split()[2]: job.identified["distiller"] for job in plan.students}
     assert methods["dkd"]["warmup"] == methods["reviewkd"]["warmup_epochs"] == 1
     assert methods["fcfd"]["ramp_epochs"] == methods["ctkd"]["decay_epochs"] == 1
 
@@ -94,6 +95,12 @@ def test_overrides_reach_every_run_and_its_teacher(tmp_path):
         plan_of("1", tmp_path, overrides=["recipe.epoch=1"])
 
 
+def test_tracked_runs_are_grouped_by_table_and_cell(tmp_path):
+    plan = plan_of("7", tmp_path, overrides=["tracking=wandb"], pairs=["resnet32x4-resnet8x4"])
+    groups = {compose(list(job.overrides)).tracking.group for job in plan.students}
+    assert groups == {f"table 7: ea_kd τ′={t}, resnet32x4-resnet8x4" for t in (2, 3, 4)}
+
+
 @pytest.fixture
 def one(tmp_path, tiny_with_teacher):
     """The plan of one tiny run, and how to train it."""
@@ -112,7 +119,7 @@ def one(tmp_path, tiny_with_teacher):
     return plan, job, lambda: run(compose(list(job.overrides)))
 
 
-def test_states_of_a_run(one):
+def test_states_of_a_run(one, tmp_path):
     plan, job, train = one
     assert state_of(job).name == "to do"
     job.directory.mkdir(parents=True)
@@ -120,7 +127,7 @@ def test_states_of_a_run(one):
         assert state_of(job).name == "running" and "process" in state_of(job).text
     summary = train()
     assert state_of(job) == ("done", "", 2)
-    (found,) = estimate(plan, {job.directory: state_of(job)})
+    (found,) = estimate(plan, {job.directory: state_of(job)}, tmp_path)
     assert found.hours == 0 and found.known == 0
 
     (job.directory / "summary.json").write_text(json.dumps(summary)[:40])  # half-written
@@ -129,7 +136,7 @@ def test_states_of_a_run(one):
     assert state_of(job).name == "done"
 
 
-def test_time_that_remains_comes_from_recorded_epochs(one):
+def test_time_that_remains_comes_from_recorded_epochs(one, tmp_path):
     plan, job, train = one
     train()
     (job.directory / "summary.json").unlink()
@@ -137,11 +144,23 @@ def test_time_that_remains_comes_from_recorded_epochs(one):
     (job.directory / "metrics.jsonl").write_text(lines[0] + "\n")
     state = state_of(job)
     assert state.name == "interrupted" and state.text == "epoch 1 of 2"
-    (found,) = estimate(plan, {job.directory: state})
+    (found,) = estimate(plan, {job.directory: state}, tmp_path)
     assert found.hours == pytest.approx(json.loads(lines[0])["train_seconds"] / 3600)
-    text = describe_plan(plan, {job.directory: state}, every_run=False)
+    text = describe_plan(plan, {job.directory: state}, tmp_path, every_run=False)
     assert re.search(r"0 done, 0 running, 1 interrupted, 0 failed, 0 to do", text)
     assert re.search(r"0\.0 hours remain on one .* for 1 runs", text)
+
+
+def test_speed_of_what_never_ran_can_be_measured(one, tmp_path):
+    plan, job, _ = one
+    states = {job.directory: state_of(job)}
+    assert estimate(plan, states, tmp_path) == []
+    measure(plan, states, 2, tmp_path)
+    (found,) = estimate(plan, states, tmp_path)
+    assert (found.known, found.unknown) == (1, 0) and found.hours > 0
+    before = (tmp_path / "speed.json").read_bytes()
+    measure(plan, states, 2, tmp_path)  # known by now
+    assert (tmp_path / "speed.json").read_bytes() == before
 
 
 def test_a_directory_with_another_config_is_a_failure_and_untouched(one):

@@ -1,5 +1,8 @@
 """Checkpoints come back as they were, or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -70,3 +73,29 @@ def test_nothing_is_unpickled_that_is_not_plain_data(tmp_path):
     with pytest.raises(UserError, match="unreadable checkpoint"):
         read_checkpoint(tmp_path / "last.pt")
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        "checkpoint.save_checkpoint(p, {'a': torch.zeros(99999)})",
+        "zoo.save_weights(torch.nn.Linear(300, 300), p / 'a.safetensors')",
+        "files.write_json(p / 'a.json', ['a' * 999999])",
+    ],
+    ids=["torch", "safetensors", "json"],
+)
+def test_a_refused_write_names_the_file_and_the_reason(tmp_path, save):
+    """A limit on file sizes refuses like a full disk does."""
+    code = (
+        "import errno, resource, sys, torch; from pathlib import Path; p = Path(sys.argv[1])\n"
+        "from eakd import files; from eakd.models import zoo\n"
+        "from eakd.training import checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"try: {save}\n"
+        "except OSError as error: print(error.errno == errno.EFBIG, error.filename)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.startswith(f"True {tmp_path}/"), result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -40,6 +42,22 @@ def foreign(directory, silent):
     os.utime(path, (time.time() - silent,) * 2)
 
 
+@contextmanager
+def heartbeat(path):
+    """Touch a lock as its owner on another machine would."""
+    ended = threading.Event()
+
+    def beat():
+        while not ended.wait(0.05):
+            os.utime(path)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
 def test_a_living_owner_keeps_the_lock(tmp_path, other_process):
     with pytest.raises(Locked, match=f"process {other_process.pid} on "):
         RunLock(tmp_path).acquire()
@@ -64,16 +82,23 @@ def test_a_stopped_owner_is_not_dead(tmp_path, other_process):
 
 def test_an_owner_elsewhere_is_dead_after_silence(tmp_path):
     foreign(tmp_path, silent=STALE / 2)
-    with pytest.raises(Locked, match="process 1 on node7"):
+    with heartbeat(tmp_path / NAME), pytest.raises(Locked, match="process 1 on node7"):
         RunLock(tmp_path).acquire()
     foreign(tmp_path, silent=2 * STALE)
     with RunLock(tmp_path):
         assert read_owner(tmp_path)["host"] != "node7"
 
 
+def test_a_moved_job_waits_for_its_former_lock_to_be_silent(tmp_path):
+    foreign(tmp_path, silent=STALE - 2)
+    assert read_owner(tmp_path)["alive"]
+    with RunLock(tmp_path):
+        assert read_owner(tmp_path)["host"] != "node7"
+
+
 def test_a_damaged_lock_is_respected_while_young(tmp_path):
     (tmp_path / NAME).write_text('{"host": "no')
-    with pytest.raises(Locked, match="an unknown host"):
+    with heartbeat(tmp_path / NAME), pytest.raises(Locked, match="an unknown host"):
         RunLock(tmp_path).acquire()
     os.utime(tmp_path / NAME, (0, 0))
     with RunLock(tmp_path) as lock:
@@ -129,7 +154,7 @@ def test_a_run_takes_and_returns_the_lock(tiny_with_teacher, tmp_path):
     overrides = [*tiny_with_teacher, f"run_dir={tmp_path / 'run'}"]
     (tmp_path / "run").mkdir()
     foreign(tmp_path / "run", silent=0)
-    with pytest.raises(Locked, match="node7"):
+    with heartbeat(tmp_path / "run" / NAME), pytest.raises(Locked, match="node7"):
         run(compose(overrides))
     assert [path.name for path in (tmp_path / "run").iterdir()] == [NAME]
     (tmp_path / "run" / NAME).unlink()

@@ -235,7 +235,7 @@ def test_synchronised_batch_norms_need_cuda_and_are_part_of_a_run(common, tmp_pa
         alone(*common, "sync_batchnorm=true", "device=cpu", f"run_dir={tmp_path}")
     off, on = (compose([f"sync_batchnorm={value}"]) for value in ("false", "true"))
     assert "sync_batchnorm" not in identity(off)
-    assert config_hash(on) != config_hash(off)
+    assert config_hash(identity(on)) != config_hash(identity(off))
 
 
 # --- every method ---

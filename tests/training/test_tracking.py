@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_offline_without_credentials_and_two_runs_do_not_merge(
         assert f"wandb sync {folder}" in caplog.text
         assert list(folder.glob("*.wandb"))
     assert (tmp_path / "0" / "wandb_id").read_text() != (tmp_path / "1" / "wandb_id").read_text()
+
+
+def test_the_group_is_data_and_pair_or_what_was_given(no_credentials, tiny, tmp_path):
+    for place, given in (("a", []), ("b", ["tracking.group='table 2: none, vgg13-vgg8'"])):
+        job = ["distiller=none", "tracking=wandb", f"run_dir={tmp_path / place}", *given]
+        run(compose([*tiny, *job]))
+        (log,) = (tmp_path / place).glob("wandb/offline-run-*/*.wandb")
+        group, other = b"digits resnet8", b"table 2: none, vgg13-vgg8"
+        if given:
+            group, other = other, group
+        deadline = time.monotonic() + 60
+        while group not in log.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)  # W&B's own process writes the file a moment later
+        assert group in log.read_bytes() and other not in log.read_bytes()
 
 
 def test_disabled_writes_nothing(no_credentials, tiny, tmp_path):
