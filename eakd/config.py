@@ -193,7 +193,7 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     this process.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
-    job = functools.update_wrapper(Job(task, config_name, exits=True), task)
+    job = functools.update_wrapper(JobFunction(task, config_name, exits=True), task)
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except KeyboardInterrupt:
@@ -208,7 +208,7 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(status)
 
 
-class Job:
+class JobFunction:
     """A task function for any launcher: `guard` around ``task``.
 
     A worker process that unpickles it imports this module, which gives it resolvers and config

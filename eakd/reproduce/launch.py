@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from eakd.config import CONFIGS, Job, identity
+from eakd.config import CONFIGS, JobFunction, identity
 from eakd.errors import Diverged, Interrupted
 from eakd.training.lock import Locked
 from eakd.training.record import remember_failure
@@ -42,7 +42,7 @@ def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[
     try:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
-            task_function=Job(train, "train", exits=True),
+            task_function=JobFunction(train, "train", exits=True),
             config=config,
         )
         return [_failure(done) for done in launcher.launch([list(job) for job in jobs], 0)]
