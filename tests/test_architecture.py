@@ -50,7 +50,7 @@ def test_arrows_point_one_way(path):
             assert parts[1] in ALLOWED[room], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["eakd", "eakd.config", "eakd.errors"])
+@pytest.mark.parametrize("module", ["eakd", "eakd.config", "eakd.errors", "eakd.reproduce.command"])
 def test_the_command_line_answers_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

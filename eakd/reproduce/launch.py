@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,5 +66,6 @@ def train(config: DictConfig) -> None:
     except (Interrupted, Diverged):  # no failure; on record already
         raise
     except Exception as error:
-        remember_failure(Path(config.run_dir), identity(config), error)
+        with contextlib.suppress(OSError):  # the error may be a full disk
+            remember_failure(Path(config.run_dir), identity(config), error)
         raise
