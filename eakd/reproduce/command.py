@@ -88,21 +88,22 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
         }
     name = f"table{plan.table.name}-{plan.protocol}-{plan.scale}"
     folder = Path(config.output_root) / "reports" / name
-    arguments = {
-        "select": config.select,
-        "wanted_seeds": plan.seeds,
-        "states": others,
-        "about": {
+    report = summarise(
+        plan.table,
+        results,
+        folder,
+        select=config.select,
+        wanted_seeds=plan.seeds,
+        states=others,
+        about={
             "Command": _command(config),
             "Protocol": plan.protocol,
             "Scale": SCALES[plan.scale],
         },
-    }
-    text = write_report(plan.table, results, folder, **arguments)
-    if config.into:
-        shown = summarise(plan.table, results, folder, **arguments)
-        # Without the links, which hold in the report's folder only.
-        insert_block(Path(config.into), name, markdown(shown, level=2, runs=False))
+    )
+    text = write_report(report, folder)
+    if config.into:  # without the links, which hold in the report's folder only
+        insert_block(Path(config.into), name, markdown(report, level=2, runs=False))
     return text
 
 

@@ -93,7 +93,7 @@ def summary_of(of, results, root, select="last", wanted_seeds=range(3), states=N
 
 def written(of, results, root, folder="report", **settings):
     settings = {"wanted_seeds": range(3), "states": {}, "about": {}, **settings}
-    text = write_report(of, results, root / folder, **settings)
+    text = write_report(summarise(of, results, root / folder, **settings), root / folder)
     files = {path.suffix[1:]: path for path in sorted((root / folder).iterdir())}
     assert sorted(files) == ["csv", "html", "md", "svg", "tex"]
     files = {kind: path.read_text(encoding="utf-8") for kind, path in files.items()}

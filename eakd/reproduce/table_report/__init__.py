@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eakd.errors import UserError
 from eakd.files import write_atomically
-from eakd.reproduce.table import Table
 from eakd.reproduce.table_report.chart import chart
 from eakd.reproduce.table_report.numbers import Report, Results, States, summarise
 from eakd.reproduce.table_report.page import html_page
@@ -16,29 +14,11 @@ from eakd.reproduce.table_report.text import csv_text, latex, markdown
 __all__ = ["Report", "Results", "States", "insert_block", "markdown", "summarise", "write_report"]
 
 
-def write_report(
-    table: Table,
-    results: Results,
-    folder: Path,
-    *,
-    select: str = "last",
-    wanted_seeds: Sequence[int],
-    states: States,
-    about: Mapping[str, str],
-) -> str:
+def write_report(report: Report, folder: Path) -> str:
     """Write ``report.md``, ``.tex``, ``.csv``, ``.html``, ``.svg`` to ``folder``; return Markdown.
 
-    The arguments are those of `summarise`. The same runs lead to the same bytes.
+    The same runs lead to the same bytes.
     """
-    report = summarise(
-        table,
-        results,
-        folder,
-        select=select,
-        wanted_seeds=wanted_seeds,
-        states=states,
-        about=about,
-    )
     text, svg = markdown(report), chart(report)
     _write(folder / "report.md", text)
     _write(folder / "report.tex", latex(report))
