@@ -155,7 +155,9 @@ def _our_score(report: Report, entry: Entry, which: str) -> Text:
 
 
 def _accuracy_grid(report: Report) -> Grid:
-    """The paper's number, ours and the difference below each other."""
+    """The paper's number, ours and the difference below each other; of a table of its own, ours."""
+    if not any(cell.paper for cell in report.table.cells):
+        return _one_accuracy_grid(report, report.select)
     columns, laid_out = _laid_out(report)
     rows = []
     for label, entries in laid_out:
@@ -180,7 +182,8 @@ def _one_accuracy_grid(report: Report, which: str) -> Grid:
     rows = [
         ((label,), tuple(_our_score(report, entry, which) for entry in entries))
         for label, entries in laid_out
-        if any(entry.cell.method != "teacher" for entry in entries)
+        # A teacher has one accuracy; its place is in the grid of the selected one.
+        if which == report.select or any(entry.cell.method != "teacher" for entry in entries)
     ]
     return Grid(_title(report, which), (f"{report.table.rows}, ours",), columns, tuple(rows))
 

@@ -81,8 +81,16 @@ def environment(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def environment_lines(summaries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What all runs share in one line, and a line for each thing that differs."""
+    same, differing = [], []
     for key, values in environment(summaries).items():
-        yield f"{one_line(key)}: {_counts(values)}"
+        if len(set(map(str, values))) == 1:
+            same.append(one_line(f"{key} {values[0]}"))
+        else:
+            differing.append(f"{one_line(key)}: {_counts(values)}")
+    if same:
+        yield f"all runs: {', '.join(same)}"
+    yield from differing
 
 
 def one_line(text: object) -> str:
