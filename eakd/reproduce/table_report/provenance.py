@@ -76,7 +76,9 @@ def environment(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         }
         for summary in summaries
     ]
-    keys = dict.fromkeys(key for each in found for key in each)
+    # Which core or GPU a worker happened to get changes from launch to launch, and no number.
+    places = ("affinity", "visible_devices")
+    keys = dict.fromkeys(key for each in found for key in each if key not in places)
     return {key: [each.get(key) for each in found] for key in keys}
 
 
