@@ -18,7 +18,7 @@ from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.launch import launch
 from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
 from eakd.reproduce.speed import measure
-from eakd.reproduce.table import load_table, make_table, table_names
+from eakd.reproduce.table import load_table, make_table
 from eakd.reproduce.table_report import insert_block, markdown, summarise, write_report
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,6 @@ def reproduce(config: DictConfig) -> str:
     check_choice("mode", config.mode, MODES)
     check_choice("select", config.select, ("last", "best"))
     name = "nothing" if OmegaConf.is_missing(config, "table") else config.table
-    check_choice("table", str(name), table_names())
     table = make_table(
         load_table(name), *(plain(config[key]) for key in ("pairs", "methods", "variants"))
     )
