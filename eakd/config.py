@@ -1,18 +1,13 @@
-"""From command line to composed config: groups, run names and one-line errors."""
+"""The composed config: groups, what identifies a run, and the names that follow from it."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
+import inspect
 import json
-import logging
-import os
 import re
-import signal
-import sys
-import traceback
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,31 +16,39 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from eakd.errors import Diverged, Interrupted, UserError
-from eakd.workers import is_orphan, is_worker, pin
-
-log = logging.getLogger(__name__)
+from eakd.errors import UserError
+from eakd.factors import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 
-# Keys that change where or how fast a run is computed, not what it computes.
-UNIDENTIFYING = (
-    *("run_dir", "output_root", "checkpoint_root", "save_teacher", "tracking", "resume"),
-    *("progress", "device", "threads", "compile", "channels_last", "fold_batchnorm", "hydra"),
-)
+# Keys that change where or how fast a run is computed, or what is recorded of it: not its numbers.
+UNIDENTIFYING = {
+    "run_dir", "output_root", "checkpoint_root", "save_teacher", "tracking", "resume", "progress",
+    "device", "threads", "compile", "channels_last", "fold_batchnorm", "record", "hydra",
+}  # fmt: skip
 
-# The user can put these right: a full, read-only, broken or forbidden place to write to.
-DISK_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *(errno.EIO, errno.EACCES, errno.EPERM),
-)
+# What a data set's or a method's file says to planners and to `eakd.training.run`, not to the
+# constructor that it names.
+DATA_FACTS = ("task", "plan")
+METHOD_FACTS = ("needs_teacher", "scales_with_epochs")
+
+# Keys that came after the first runs. With these values they are as if they had never been, so that
+# the runs from before keep their directories.
+RECIPE_DEFAULTS = {
+    "optimizer": "sgd",
+    "betas": [0.9, 0.999],
+    "clip_norm": None,
+    "accumulate": 1,
+    "steps_per_epoch": None,
+    "evaluate_every": 1,
+    "min_lr": 0,
+}
 
 # Launchers that are plugins of Hydra -> our extra that installs them.
 EXTRAS = {
@@ -55,21 +58,55 @@ EXTRAS = {
     "hydra/launcher/ray": "ray",
 }
 
+EA = "ea_"  # an EA form's name is this and the method's
 
-def register() -> None:
-    """Offer each ``configs/model/*.yaml`` as ``teacher=`` and ``student=``; define resolvers.
+
+def register(config_dirs: Sequence[str] = ()) -> None:
+    """Offer what follows from other files, so that nobody writes it twice; define resolvers.
+
+    Each ``model/NAME.yaml`` is ``teacher=NAME`` and ``student=NAME``, each ``distiller/NAME.yaml``
+    of a method with a teacher has its EA form ``distiller=ea_NAME``, each factor of `eakd.factors`
+    is a ``weighting=``. A file of the same name wins over what is generated.
 
     Importing this module does it, in every process; doing it again changes nothing.
+
+    Args:
+        config_dirs: directories of the user's own configs, as ``--config-dir`` names them.
     """
     store = ConfigStore.instance()
-    for path in sorted((CONFIGS / "model").glob("*.yaml")):
-        for role in ("teacher", "student"):
-            store.store(path.stem, OmegaConf.load(path), group=role, provider="configs/model")
+    for folder in (CONFIGS, *map(Path, config_dirs)):
+        for path in sorted((folder / "model").glob("*.yaml")):
+            for role in ("teacher", "student"):
+                store.store(path.stem, OmegaConf.load(path), group=role, provider="configs/model")
+        for name in method_files(folder):
+            group, _, stem = f"distiller/{name}".rpartition("/")
+            weighting = {"override /weighting@_global_.weighting": "ea"}
+            store.store(EA + stem, {"defaults": [stem, weighting, "_self_"]}, group=group)
+    for kind in KINDS[1:]:  # the first is a file, which holds what all share
+        store.store(kind, {"defaults": ["uniform", "_self_"], "kind": kind}, group="weighting")
     for name, resolver in (
         ("run_name", lambda *, _root_: run_name(_root_)),
         ("published", lambda *tables, _root_: published(_root_, *tables)),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=False)
+
+
+def config_dirs(words: Sequence[str]) -> list[str]:
+    """The absolute values of ``--config-dir`` (``-cd``) on a command line."""
+    found = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            found.append(str(Path(value or following).absolute()))
+    return found
+
+
+def method_files(folder: Path = CONFIGS) -> Iterator[str]:
+    """The methods with a teacher among a folder's configs: ``kd``, ``language/kd``."""
+    for path in sorted((folder / "distiller").rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if not path.stem.startswith(EA) and not re.search(r"^needs_teacher: false\b", text, re.M):
+            yield path.relative_to(folder / "distiller").with_suffix("").as_posix()
 
 
 @functools.cache
@@ -87,10 +124,9 @@ def published(config: DictConfig, *tables: str) -> Any:
         OmegaConf.select(config, key, default="none")
         for key in ("data.name", "distiller.name", "weighting.kind", "teacher.name", "student.name")
     )
-    method = method.removeprefix("ea_")
     names = [data, method, f"{'none' if method == 'none' else teacher}-{student}"]
     if kind != "uniform":
-        names.append(f"ea_{method}")
+        names.append(EA + method)
     value = None
     for table in tables:
         section, _, key = table.partition(".")
@@ -115,16 +151,22 @@ def identity(config: DictConfig) -> dict[str, Any]:
     """
     kept = {str(key): plain(config[key]) for key in config if key not in UNIDENTIFYING}
     kept["distiller"]["name"] = method_label(config)
-    if kept["distiller"]["name"] == "none":
+    if not needs_teacher(config):
         kept.pop("teacher")
-    if kept["distiller"]["name"] == "none" or kept["weighting"]["kind"] == "uniform":
+    if not is_weighted(config):
         kept["weighting"] = "uniform"
     if kept.get("sync_batchnorm") is False:  # as if the key had never been
         kept.pop("sync_batchnorm")
-    kept["recipe"].pop("name", None)
+    recipe = kept["recipe"]
+    recipe.pop("name", None)
+    for key, default in RECIPE_DEFAULTS.items():
+        if recipe.get(key, default) == default:
+            recipe.pop(key, None)
     for place in (kept["data"], kept["data"].get("load", {})):
-        for key in ("root", "cache_dir", "download"):
+        for key in ("root", "cache_dir", "download", *DATA_FACTS):
             place.pop(key, None)
+    for key in METHOD_FACTS:
+        kept["distiller"].pop(key, None)
     return _same_numbers(kept)
 
 
@@ -137,12 +179,34 @@ def _same_numbers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def needs_teacher(config: DictConfig) -> bool:
+    """Whether the method of a config learns from a teacher."""
+    return bool(config.distiller.get("needs_teacher", True))
+
+
+def weighting_kind(config: DictConfig) -> str:
+    """``weighting.kind``, or the class's name of a weighting that has no kinds."""
+    return str(config.weighting.get("kind") or config.weighting["_target_"].rpartition(".")[2])
+
+
+def is_weighted(config: DictConfig) -> bool:
+    """Whether the weighting matters: training on the labels alone has no term that it touches."""
+    return config.distiller.name != "none" and weighting_kind(config) != "uniform"
+
+
 def method_label(config: DictConfig) -> str:
     """``kd``, ``ea_kd`` or ``kd+teacher``: the same for every spelling of the same method."""
-    base, kind = config.distiller.name.removeprefix("ea_"), config.weighting.kind
-    if base == "none" or kind == "uniform":
+    base, kind = str(config.distiller.name), weighting_kind(config)
+    if not is_weighted(config):
         return base
-    return f"ea_{base}" if kind == "ea" else f"{base}+{kind}"
+    if kind == "ea":  # a file of a user's own may already be called ea_
+        return base if base.startswith(EA) else EA + base
+    return f"{base}+{kind}"
+
+
+def base_method(label: str) -> str:
+    """The method of a `method_label` under any weighting: ``kd`` of ``ea_kd`` and ``kd+teacher``."""
+    return label.partition("+")[0].removeprefix(EA)
 
 
 def config_hash(identified: dict[str, Any]) -> str:
@@ -174,7 +238,7 @@ def compose(overrides: list[str] | None = None, config_name: str = "train") -> D
     try:
         return _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, config_name)) from error
+        raise UserError(explain_config(error, config_name)) from error
 
 
 def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
@@ -184,156 +248,41 @@ def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig
         return hydra.compose(config_name, overrides)
 
 
-def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run ``task`` as a Hydra application.
-
-    A `UserError` becomes one line on standard error and exit status 2, a `Diverged` run status 1,
-    `Interrupted` 128 plus the signal. In a sweep the other jobs go on first, whichever launcher
-    runs them, and the first failed job decides the status; a signal ends a sweep that runs inside
-    this process.
-    """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
-    job = functools.update_wrapper(JobFunction(task, config_name, exits=True), task)
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
-    except KeyboardInterrupt:
-        print("SIGINT: the same command runs what is missing", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        status = _exit_status(error)
-        if status is None:
-            raise
-        if not getattr(error, "reported", False):
-            print(_line(error, config_name), file=sys.stderr)
-        sys.exit(status)
-
-
-class JobFunction:
-    """A task function for any launcher: `guard` around ``task``.
-
-    A worker process that unpickles it imports this module, which gives it resolvers and config
-    groups before Hydra composes the job's config, and goes to this directory, so that relative
-    folders are the same everywhere.
+def build(node: DictConfig, key: str, *, leave_out: Sequence[str] = (), **extra: Any) -> Any:
+    """Call what a config node names with the node's other keys.
 
     Args:
-        task: what a job does with its config.
-        config_name: the root config, for error messages.
-        exits: a failure ends the process where no other job could follow.
-    """
-
-    def __init__(self, task: Callable[[DictConfig], Any], config_name: str, exits: bool = False):
-        self.task, self.config_name, self.exits = task, config_name, exits
-        self.directory = os.getcwd()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if os.path.isdir(self.directory):
-            os.chdir(self.directory)
-
-    def __call__(self, config: DictConfig) -> Any:
-        try:
-            return guard(self.task, config, self.config_name)
-        except Exception as error:
-            status = _exit_status(error)
-            if self.exits and status is not None and self._is_last(error):
-                sys.exit(status)
-            raise
-
-    def _is_last(self, error: Exception) -> bool:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            return True
-        inside = _launcher() in ("BasicLauncher", "JoblibLauncher") and not is_worker()
-        return inside and isinstance(error, Interrupted)
-
-
-def guard(task: Callable[[DictConfig], Any], config: DictConfig, config_name: str = "train") -> Any:
-    """Run one job, wherever a launcher put it: ``task(config)``, a failure told in one line.
-
-    The line is printed by the job, and the error goes on as one that can be pickled, so that the
-    launcher carries it to the main process. It is marked ``reported`` where the job's standard
-    error reaches the user.
+        key: of the node, for messages.
+        leave_out: keys of the node that are no arguments.
+        **extra: further arguments.
 
     Raises:
-        UserError: also for config errors and full disks. Diverged, Interrupted: as they come.
+        UserError: a key that the target does not take, one that it misses, or a wrong value; it
+            names the full config key.
     """
-    # A full disk under the log would otherwise print a traceback for every message.
-    logging.raiseExceptions = False
-    failure: Exception
+    arguments = {k: v for k, v in plain(node).items() if k not in leave_out}
+    name = arguments.pop("_target_")
+    target = get_object(name)
+    parameters = inspect.signature(target).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        unknown = [k for k in arguments if k not in parameters]
+        if unknown:
+            allowed = ", ".join(k for k in parameters if k not in extra) or "none"
+            raise UserError(
+                f"{key}.{unknown[0]}: found a key that {name} does not take, allowed is {allowed}"
+            )
+    for k, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if required and k not in arguments and k not in extra:
+            raise UserError(f"{key}.{k}: found no value, which {name} needs")
     try:
-        if _launcher() == "JoblibLauncher" and is_worker():
-            pin(HydraConfig.get().launcher.n_jobs, config.get("device"), config.get("threads"))
-        return task(config)
-    except (Diverged, Interrupted) as error:
-        failure = error
-    except Exception as error:
-        if _exit_status(error) is None:
-            if _launcher() not in (None, "BasicLauncher"):
-                log.exception("failed")  # pickling drops the traceback
-            raise
-        failure = UserError(explain(error, config_name))
-    print(_line(failure, config_name), file=sys.stderr, flush=True)
-    failure.reported = _launcher() not in ("LocalLauncher", "SlurmLauncher")  # these write files
-    if isinstance(failure, Interrupted):
-        failure.hand_on()
-        if _launcher() == "JoblibLauncher" and is_worker() and is_orphan():
-            os._exit(failure.exit_status)  # and take no further run from the queue
-    elif HydraConfig.initialized():
-        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-    raise failure
+        return target(**arguments, **extra)
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from error
 
 
-def _launcher() -> str | None:
-    """The class of the launcher whose job this process runs, ``None`` for a single run."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return str(HydraConfig.get().launcher.get("_target_")).rpartition(".")[2]
-
-
-def _exit_status(error: Exception) -> int | None:
-    """What the process says about an error, ``None`` for an error in the program."""
-    if isinstance(error, Interrupted):
-        return error.exit_status
-    if isinstance(error, Diverged) or _from_launcher(error):
-        return 1
-    expected = isinstance(error, UserError | HydraException | OmegaConfBaseException)
-    return 2 if expected or _is_disk_error(error) else None
-
-
-def _is_disk_error(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in DISK_ERRORS
-
-
-def _from_launcher(error: Exception) -> bool:
-    """Whether the machinery of a launcher failed: a worker died, a queue refused the job."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    places = [type(error).__module__, frames[-1].f_globals.get("__name__", "") if frames else ""]
-    return any(place.partition(".")[0] in ("joblib", "submitit", "ray") for place in places)
-
-
-def _line(error: Exception, config_name: str) -> str:
-    if isinstance(error, Interrupted):
-        return str(error)
-    return f"error: {explain(error, config_name)}"
-
-
-def _remove_if_empty(directory: Path) -> None:
-    """Hydra creates the run directory before the config is checked; leave no trace of a refusal."""
-    for handler in logging.getLogger().handlers[:]:
-        if isinstance(handler, logging.FileHandler) and handler.stream is None:  # not opened yet
-            logging.getLogger().removeHandler(handler)
-    for path in (directory, *directory.parents[:3]):
-        try:
-            path.rmdir()
-        except OSError:  # not empty, or gone
-            return
-
-
-def explain(error: Exception, config_name: str) -> str:
+def explain_config(error: Exception, config_name: str) -> str:
     """One line for a config error: the key, what was found, what is allowed."""
-    if isinstance(error, UserError | Diverged):
-        return str(error)
-    if _is_disk_error(error):
-        return f"{error.filename or 'a file'}: {error.strerror}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: found no value, give one: {error.full_key}=…"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file in EXTRAS:
@@ -350,10 +299,6 @@ def explain(error: Exception, config_name: str) -> str:
     allowed = _siblings(unknown[1], config_name) if unknown else []
     if allowed:
         return f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(allowed)}"
-    if _from_launcher(error):
-        first = str(error).strip().partition("\n")[0]
-        lost = type(error).__module__ != "builtins"  # a job is, as opposed to a refused launch
-        return f"hydra/launcher: {first}" + "; the same command runs what is missing" * lost
     cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
     return text + cause
 

@@ -7,24 +7,18 @@ float32 at least, and never part of the gradient.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from eakd.errors import UserError, check_choice, check_number
+from eakd.factors import FACTORS, KINDS, MATCHED
 
-KINDS = (
-    "uniform",
-    "teacher",
-    "student",
-    "interaction",
-    "ea",
-    "inverted_teacher",
-    "inverted_student",
-    "matched",
-)
+__all__ = ["FACTORS", "KINDS", "Entropies", "Weighting", "ea_weight", "entropy"]
 
 
 @torch.no_grad()
@@ -75,6 +69,20 @@ def ea_weight(
     return Weighting("ea", entropy_temperature, max_entropy)(student_logits, teacher_logits)
 
 
+class Entropies(NamedTuple):
+    """What a weight is made of, for rows of one shape ``(...)``.
+
+    Attributes:
+        teacher: in nats, or ``None`` without a teacher.
+        student: in nats.
+        bound: the largest value either can have, ``log C`` of the ``C`` classes they are over.
+    """
+
+    teacher: Tensor | None
+    student: Tensor
+    bound: float
+
+
 class Weighting:
     """A named reweighting factor: ``(student_logits, teacher_logits) -> weight``.
 
@@ -90,6 +98,9 @@ class Weighting:
     ``inverted_student``      H_max - H_S                 Table 1
     ``matched``               batch mean of ``ea``        control: same scale, no selection
     ========================  ==========================  ==================================
+
+    The formulas are the table of `eakd.factors`. A subclass may replace `combine`, to weigh by
+    entropies in another way, or ``__call__``, to weigh by logits.
 
     Args:
         kind: a name from the table.
@@ -110,7 +121,7 @@ class Weighting:
         max_entropy: float | None = None,
         batch_mean: Callable[[Tensor], Tensor] = torch.mean,
     ):
-        check_choice("kind", kind, KINDS)
+        check_choice("kind", kind, (*FACTORS, *MATCHED))
         check_number("entropy_temperature", entropy_temperature, above=0)
         if max_entropy is not None:
             check_number("max_entropy", max_entropy, above=0)
@@ -119,31 +130,47 @@ class Weighting:
         self.max_entropy = max_entropy
         self.batch_mean = batch_mean
 
-    @torch.no_grad()
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        return self.combine(self.entropies(student_logits, teacher_logits))
+
+    def entropies(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Entropies:
+        """Both entropies at this weighting's τ′, ``(..., C) -> (...)``.
+
+        Raises:
+            UserError: logits whose shapes differ.
+        """
+        bound = math.log(student_logits.shape[-1])
+        student = entropy(student_logits, self.entropy_temperature)
+        if teacher_logits is None:
+            return Entropies(None, student, bound)
         if student_logits.shape != teacher_logits.shape:
             raise UserError(
                 f"student_logits, teacher_logits: found shapes {tuple(student_logits.shape)} and "
                 f"{tuple(teacher_logits.shape)}, allowed are equal shapes"
             )
-        bound = self.max_entropy or math.log(student_logits.shape[-1])
-        if self.kind == "uniform":
-            return student_logits.new_ones(student_logits.shape[:-1], dtype=torch.float32)
-        if self.kind == "student":
-            return entropy(student_logits, self.entropy_temperature)
-        if self.kind == "inverted_student":
-            return bound - entropy(student_logits, self.entropy_temperature)
-        teacher_entropy = entropy(teacher_logits, self.entropy_temperature)
-        if self.kind == "teacher":
-            return teacher_entropy  # Eq. 9
-        if self.kind == "inverted_teacher":
-            return bound - teacher_entropy
-        student_entropy = entropy(student_logits, self.entropy_temperature)
-        interaction = teacher_entropy * student_entropy / bound  # Eq. 10
-        if self.kind == "interaction":
-            return interaction
-        weight = (teacher_entropy + interaction) / 2  # Eq. 11
-        return self.batch_mean(weight).expand_as(weight) if self.kind == "matched" else weight
+        return Entropies(entropy(teacher_logits, self.entropy_temperature), student, bound)
+
+    @torch.no_grad()
+    def combine(self, entropies: Entropies) -> Tensor:
+        """The weight ``(...)`` of samples whose entropies are known.
+
+        Raises:
+            UserError: a kind that needs the teacher's entropy, and there is none.
+        """
+        bound = self.max_entropy or entropies.bound
+        factor = FACTORS[MATCHED.get(self.kind, self.kind)]
+        if entropies.teacher is None:
+            # A factor that needs none works without: try, rather than list the names.
+            with contextlib.suppress(TypeError):
+                weight = factor(None, entropies.student, bound)
+                if weight is not None:
+                    return weight
+            raise UserError(
+                f"weighting.kind: found {self.kind!r} for a method without a teacher, allowed is "
+                "what needs no teacher's entropy: uniform, student or inverted_student"
+            )
+        weight = factor(entropies.teacher, entropies.student, bound)
+        return self.batch_mean(weight).expand_as(weight) if self.kind in MATCHED else weight
 
     def __repr__(self) -> str:
         bound = "log C" if self.max_entropy is None else f"{self.max_entropy:g}"

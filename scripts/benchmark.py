@@ -2,11 +2,11 @@
 
 from omegaconf import DictConfig
 
-from eakd.config import entry_point
+from eakd.command_line import entry_point
 
 
 def main(config: DictConfig) -> None:
-    from eakd.training.benchmark import benchmark
+    from eakd.benchmark import benchmark
 
     print(benchmark(config))
 

@@ -2,11 +2,11 @@
 
 from omegaconf import DictConfig
 
-from eakd.config import entry_point
+from eakd.command_line import entry_point
 
 
 def main(config: DictConfig) -> None:
-    from eakd.training.run import evaluate_checkpoint
+    from eakd.classification import evaluate_checkpoint
 
     evaluate_checkpoint(config)
 

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from eakd.config import entry_point
+from eakd.command_line import entry_point
 
 
 def main(config: DictConfig) -> None:

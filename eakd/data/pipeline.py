@@ -78,6 +78,8 @@ class Pipeline:
         data: the set.
         batch_size: samples of a training step. One step sees the whole training set where that
             is smaller.
+        accumulate: micro-batches that a step is cut into; with more than one, `epoch` gives lists.
+        steps_per_epoch: leave out the steps of an epoch after this many; ``None`` for none.
         device: where batches are wanted.
         seed: of the order and the augmentation.
         mean, std: per channel, of pixels in [0, 1].
@@ -108,6 +110,8 @@ class Pipeline:
         data: ImageData,
         *,
         batch_size: int,
+        accumulate: int = 1,
+        steps_per_epoch: int | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
         mean: Sequence[float],
@@ -124,6 +128,7 @@ class Pipeline:
         part: tuple[int, int] = (0, 1),
     ):
         check_number("batch_size", batch_size, at_least=1, integer=True)
+        check_number("accumulate", accumulate, at_least=1, integer=True)
         check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True)
         check_number("seed", seed, at_least=0, integer=True)
         check_number("val_seed", val_seed, at_least=0, at_most=2**32 - 1, integer=True)
@@ -141,6 +146,7 @@ class Pipeline:
 
         self.data = data
         self.batch_size = batch_size
+        self.accumulate = accumulate
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.crop_padding, self.flip, self.rotation = crop_padding, flip, rotation
@@ -166,6 +172,18 @@ class Pipeline:
                 f"of the training set, because drop_last would leave no step"
             )
 
+        self.steps_per_epoch = self._steps_of_a_pass()
+        if steps_per_epoch is not None:
+            check_number(
+                "steps_per_epoch",
+                steps_per_epoch,
+                at_least=1,
+                at_most=self.steps_per_epoch,
+                integer=True,
+            )
+            self.steps_per_epoch = steps_per_epoch
+
+        # Another number of steps in one process than in another would be a deadlock.
         smallest = self.step_size(self.steps_per_epoch - 1)
         if part[1] > 1 and smallest < part[1]:
             raise UserError(
@@ -217,7 +235,11 @@ class Pipeline:
         return len(self._members["train"])
 
     @property
-    def steps_per_epoch(self) -> int:
+    def splits(self) -> tuple[str, ...]:
+        """What `evaluation` knows: ``"train"``, ``"test"`` and, if set aside, ``"val"``."""
+        return tuple(self._members)
+
+    def _steps_of_a_pass(self) -> int:
         if self.drop_last:
             return self.train_size // self.batch_size
         return -(-self.train_size // self.batch_size)
@@ -233,8 +255,8 @@ class Pipeline:
         """Whether `evaluation` knows ``split``."""
         return split in self._members
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The training batches of an epoch, or this part of each.
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch | list[Batch]]:
+        """The training batches of an epoch, or this part of each; lists of micro-batches.
 
         Args:
             epoch: counted from 1.
@@ -247,7 +269,7 @@ class Pipeline:
         check_number("start", start, at_least=0, at_most=self.steps_per_epoch, integer=True)
         return self._epoch(epoch, start)
 
-    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch | list[Batch]]:
         n = self.train_size
         order = self._members["train"][
             torch.randperm(n, generator=stream(self.seed, epoch, "order"))
@@ -256,23 +278,28 @@ class Pipeline:
         weak = self._draw_view(epoch, "weak")
         other = None if self.strong_view is None else self._draw_view(epoch, "strong")
         for step in range(start, self.steps_per_epoch):
-            size = self.step_size(step)
-            mine = _part(size, self.part)
-            at = slice(step * self.batch_size + mine.start, step * self.batch_size + mine.stop)
-            images = self._fetch("train", order[at], index[at])
-            strong = None
-            if other is not None:
-                generator = stream(self.seed, epoch, step, "strong_view")
-                whole = () if self.part[1] == 1 else (size, mine)
-                strong = self._normalize(
-                    self.strong_view(self._apply(other, at, images), generator, *whole)
+            size, made = self.step_size(step), []
+            for piece in _pieces(_part(size, self.part), self.accumulate):
+                first = step * self.batch_size
+                at = slice(first + piece.start, first + piece.stop)
+                images = self._fetch("train", order[at], index[at])
+                strong = None
+                if other is not None:
+                    # Afresh for each piece: all pieces together get the whole step's numbers.
+                    generator = stream(self.seed, epoch, step, "strong_view")
+                    whole = () if piece == slice(0, size) else (size, piece)
+                    strong = self._normalize(
+                        self.strong_view(self._apply(other, at, images), generator, *whole)
+                    )
+                made.append(
+                    Batch(
+                        images=self._normalize(self._apply(weak, at, images)),
+                        targets=self._labels["train"][index[at]],
+                        index=index[at],
+                        strong=strong,
+                    )
                 )
-            yield Batch(
-                images=self._normalize(self._apply(weak, at, images)),
-                targets=self._labels["train"][index[at]],
-                index=index[at],
-                strong=strong,
-            )
+            yield made if self.accumulate > 1 else made[0]
 
     def evaluation(self, split: str, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """A split in its own order, without augmentation.
@@ -336,6 +363,13 @@ def _part(count: int, part: tuple[int, int]) -> slice:
     """Where part ``(rank, size)`` of ``count`` samples lies."""
     rank, size = part
     return slice(rank * count // size, (rank + 1) * count // size)
+
+
+def _pieces(whole: slice, count: int) -> list[slice]:
+    """``whole`` in ``count`` pieces, without empty ones."""
+    length = whole.stop - whole.start
+    parts = (_part(length, (place, count)) for place in range(count))
+    return [slice(whole.start + p.start, whole.start + p.stop) for p in parts if p.stop > p.start]
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:

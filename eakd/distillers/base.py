@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from eakd.data.base import Batch
 from eakd.errors import UserError
-from eakd.weighting import Weighting
+from eakd.models.base import Output
+from eakd.weighting import Entropies, Weighting
 
 
 class Progress(NamedTuple):
@@ -31,30 +32,66 @@ class Progress(NamedTuple):
         return torch.Generator().manual_seed(mixed % 2**63)
 
 
-class Terms(dict[str, Tensor]):
-    """The named loss terms of one step: ``{name: (N,) or scalar}``, coefficients included.
+# Entropies, or the (student, teacher) logits to take them from.
+Source = Entropies | tuple[Tensor | None, Tensor | None]
 
-    A term of shape ``(N,)`` belongs to single samples and is multiplied by the weight before its
-    mean is taken; a scalar belongs to the batch and is added as it is.
+
+class Terms(dict[str, Tensor]):
+    """The named loss terms of one step: ``{name: (U,) or scalar}``, coefficients included.
+
+    A term of shape ``(U,)`` belongs to single rows (images, sequences, proposals) and is multiplied
+    by the weight before its mean is taken; a scalar belongs to the batch and is added as it is.
 
     Attributes:
-        student_logits: ``(N, C)`` on ``batch.images``, for the accuracy meter and the weight.
-        teacher_logits: ``(N, C)``, or ``None`` for a method without a teacher.
+        student_logits: ``(U, C)``, for the accuracy meter and the weight.
+        teacher_logits: ``(U, C)``, or ``None`` for a method without a teacher.
         entropy_logits: for terms whose weight must come from other logits than the two above (a
             second view, standardised logits): ``{name: (student_logits, teacher_logits)}``.
+        entropies: instead of logits, where the method has computed them already because its logits
+            are too large to keep; each ``(U,)``.
+        count: what a sum over rows is divided by, ``U`` by default. A method whose rows are sums
+            themselves (over a sequence's tokens) gives the number of summands in the whole step,
+            of all its micro-batches and processes: such a step has one denominator, however it is
+            cut. Its scalar terms must be divided by it already.
+        sample: ``(U,)`` int64, which of the batch's samples each row belongs to; ``None`` where
+            row i is sample i.
+        targets: ``(U,)`` labels of the rows where they are not the batch's.
     """
 
     def __init__(
         self,
         losses: dict[str, Tensor],
-        student_logits: Tensor,
+        student_logits: Tensor | None = None,
         teacher_logits: Tensor | None = None,
         entropy_logits: dict[str, tuple[Tensor, Tensor]] | None = None,
+        *,
+        entropies: Entropies | None = None,
+        count: Tensor | float | None = None,
+        sample: Tensor | None = None,
+        targets: Tensor | None = None,
     ):
         super().__init__(losses)
         self.student_logits = student_logits
         self.teacher_logits = teacher_logits
         self.entropy_logits = entropy_logits or {}
+        self.entropies = entropies
+        self.count = count
+        self.sample = sample
+        self.targets = targets
+
+    def weight_source(self, name: str = "") -> Source:
+        """What the weight of a term comes from."""
+        if name in self.entropy_logits:
+            return self.entropy_logits[name]
+        if self.entropies is not None:
+            return self.entropies
+        return self.student_logits, self.teacher_logits
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """The step's part of a value per row ``(U,) -> ()``; 0, and not NaN, without any row."""
+        if self.count is not None:
+            return rows.sum() / self.count
+        return rows.mean() if rows.numel() else rows.sum()
 
 
 class Total(NamedTuple):
@@ -62,13 +99,18 @@ class Total(NamedTuple):
 
     Attributes:
         loss: scalar to differentiate.
-        weight: ``(N,)`` weight of the first per-sample term, or ``None`` without such a term.
-        distillation: ``(N,)`` sum of the weighted per-sample terms, detached, or ``None``.
+        weight: ``(U,)`` weight of the first per-row term, or ``None`` without such a term.
+        distillation: ``(U,)`` sum of the weighted per-row terms, detached, or ``None``.
+        unweighted: ``(U,)`` the same without the weights, or ``None``.
+        entropies: those that ``weight`` was made of, at its τ′; without a per-row term those of the
+            student's logits, or ``None`` where nothing tells them.
     """
 
     loss: Tensor
     weight: Tensor | None
     distillation: Tensor | None
+    unweighted: Tensor | None = None
+    entropies: Entropies | None = None
 
 
 class Distiller(nn.Module):
@@ -81,11 +123,16 @@ class Distiller(nn.Module):
     Args:
         student: the network that is trained and kept.
         teacher: a trained network, or ``None`` for methods that need none.
-        weighting: maps ``(student_logits, teacher_logits)`` to ``(N,)``; uniform when ``None``.
+        weighting: maps ``(student_logits, teacher_logits)`` to ``(U,)``: a `Weighting`, or any
+            callable; uniform when ``None``.
+
+    Attributes:
+        needs_strong_view: the method compares two views of an image.
+        folds_teacher: it works with batch norms folded into the teacher's convolutions.
     """
 
     needs_strong_view = False
-    folds_teacher = True  # works with batch norms folded into the teacher's convolutions
+    folds_teacher = True
 
     def __init__(
         self,
@@ -122,8 +169,8 @@ class Distiller(nn.Module):
                 "compares a weak and a strong view of each image"
             )
 
-    def teach(self, images: Tensor, features: bool = False):
-        """The teacher's `Output` for ``images``, without gradient."""
+    def teach(self, images: Tensor, features: bool = False) -> Output:
+        """The teacher's output for ``images``, without gradient."""
         with torch.no_grad():
             return self.teacher(images, features=features)
 
@@ -136,8 +183,14 @@ class Distiller(nn.Module):
 
         Returns:
             The tensors that the losses compare, in any nesting of tuples, lists and dicts.
+
+        Raises:
+            UserError: the method does not tell its passes from its losses.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not tell its passes from its losses")
+        raise UserError(
+            f"distiller: found {type(self).__name__}, which has no `passes`, allowed in the "
+            "benchmark is a method that tells its network passes from its losses"
+        )
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         raise NotImplementedError
@@ -147,20 +200,66 @@ class Distiller(nn.Module):
         return {}
 
     def total(self, terms: Terms) -> Total:
-        """Σ scalar terms + Σ mean(weight · per-sample term)."""
-        weights: dict[tuple[int, int], Tensor] = {}
-        loss, weight, distillation = 0.0, None, None
+        """Σ scalar terms + Σ mean(weight · per-row term).
+
+        Raises:
+            UserError: a term that is neither a scalar nor one value for each row; it is named.
+        """
+        # Terms that are weighted by the same logits share one weight, computed once.
+        known: dict[tuple[int, ...], tuple[Entropies | None, Tensor]] = {}
+        loss, distillation, unweighted = 0.0, None, None
         for name, term in terms.items():
             if term.dim() == 0:
                 loss = loss + term
                 continue
-            pair = terms.entropy_logits.get(name, (terms.student_logits, terms.teacher_logits))
-            key = (id(pair[0]), id(pair[1]))
-            if key not in weights:
-                weights[key] = self.weighting(*pair)
-            weight = weights[key] if weight is None else weight
-            weighted = weights[key] * term
-            loss = loss + weighted.mean()
-            weighted = weighted.detach()
+            source = terms.weight_source(name)
+            key = tuple(map(id, source))
+            if key not in known:
+                known[key] = self._weigh(source, term)
+            weight, (_, first) = known[key][1], next(iter(known.values()))
+            # Broadcasting would silently make another weighting of a term of another shape.
+            if term.shape != weight.shape or weight.shape != first.shape:
+                raise UserError(
+                    f"term {name!r}: found shape {tuple(term.shape)}, allowed is () for the whole "
+                    f"batch or {tuple(first.shape)}, a value for each row"
+                )
+            weighted = weight * term
+            loss = loss + terms.mean(weighted)
+            weighted, term = weighted.detach(), term.detach()
             distillation = weighted if distillation is None else distillation + weighted
-        return Total(loss, weight, distillation)
+            unweighted = term if unweighted is None else unweighted + term
+        if known:
+            entropies, weight = next(iter(known.values()))
+        else:  # the labels alone; records still tell how unsure the student is
+            entropies, weight = self._entropies(terms.weight_source()), None
+        return Total(loss, weight, distillation, unweighted, entropies)
+
+    def _weigh(self, source: Source, term: Tensor) -> tuple[Entropies | None, Tensor]:
+        """The entropies of each row and its weight."""
+        entropies = self._entropies(source)
+        if getattr(type(self.weighting), "__call__", None) is Weighting.__call__:
+            if entropies is not None:
+                return entropies, self.weighting.combine(entropies)
+            if self.weighting.kind == "uniform":
+                return None, term.detach().new_ones(len(term))
+        elif not isinstance(source, Entropies) and source[0] is not None:
+            weight, rows = self.weighting(*source).detach(), source[0].shape[:-1]
+            if weight.shape != rows:
+                raise UserError(
+                    f"weighting: found {tuple(weight.shape)} weights from {self.weighting!r}, "
+                    f"allowed is {tuple(rows)}, one for each row"
+                )
+            return entropies, weight
+        raise UserError(
+            f"weighting: found {self.weighting!r} for a method whose terms tell no "
+            "logits, allowed is uniform"
+        )
+
+    def _entropies(self, source: Source) -> Entropies | None:
+        """At the weighting's own τ′, so that records show what the weight saw."""
+        if isinstance(source, Entropies):
+            return source
+        if source[0] is None:
+            return None
+        reader = self.weighting if isinstance(self.weighting, Weighting) else Weighting("uniform")
+        return reader.entropies(*source)

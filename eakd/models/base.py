@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from eakd.errors import UserError
 
 
 class Output(NamedTuple):
@@ -31,7 +34,7 @@ class Output(NamedTuple):
 class StagedModel(nn.Module):
     """A classifier that runs stage by stage: ``head(stage[n-1](… stage[0](images)))``.
 
-    Subclasses set ``num_stages`` and implement `forward_stage` and `head`.
+    Subclasses set ``num_stages`` and ``num_features``, and implement `forward_stage` and `head`.
 
     A method that routes one network's feature through the later stages of another (FCFD) uses
     `route_stage` and `route_head` instead. They compute the same network, but cut it where that
@@ -41,6 +44,8 @@ class StagedModel(nn.Module):
 
     Attributes:
         num_stages: number of stages, the stem included.
+        num_features: number of channels D of `Output.pooled`, the classifier's input. A subclass
+            that doesn't set it works until it is asked for, which raises `UserError`.
         stage_input: what `route_stage` and `route_head` take: ``"post"``, a map after its
             activation, or ``"pre"``, a map to which the stage itself applies the activation, if
             there is one.
@@ -48,6 +53,15 @@ class StagedModel(nn.Module):
 
     num_stages: int
     stage_input: str = "post"
+
+    # Not abstract: a cached property gives way to whatever a subclass or its instance sets. Nor an
+    # AttributeError, whose message `nn.Module.__getattr__` would replace by its own.
+    @cached_property
+    def num_features(self) -> int:
+        raise UserError(
+            f"{type(self).__name__}.num_features: found none, set it to the number of channels of "
+            "Output.pooled, the classifier's input"
+        )
 
     def forward_stage(
         self, index: int, x: Tensor, preactivation: bool = False

@@ -68,8 +68,13 @@ def fold_batchnorm(model: nn.Module, example: Tensor) -> nn.Module:
         before, pairs = _private_pairs(folded, example)
         for conv, norm in pairs:
             conv.weight, conv.bias = fuse_conv_bn_weights(
-                *(conv.weight, conv.bias, norm.running_mean, norm.running_var),
-                *(norm.eps, norm.weight, norm.bias),
+                conv_w=conv.weight,
+                conv_b=conv.bias,
+                bn_rm=norm.running_mean,
+                bn_rv=norm.running_var,
+                bn_eps=norm.eps,
+                bn_w=norm.weight,
+                bn_b=norm.bias,
             )
         _drop(folded, {norm for _, norm in pairs})
         after = _floats(folded(example))

@@ -55,6 +55,7 @@ class MobileNetV2(StagedModel):
     """The CIFAR variant at half width: five halvings, so a 16 pixel image ends as one 1×1 map."""
 
     num_stages = 5
+    num_features = 1280
     stage_input = "pre"
     stage_groups = ((), (0, 1), (2,), (3, 4), (5, 6))
 
@@ -75,11 +76,14 @@ class MobileNetV2(StagedModel):
                 in_channels = full_width // 2
             self.blocks.append(nn.Sequential(*group))
         self.conv2 = nn.Sequential(
-            conv1x1(in_channels, 1280), nn.BatchNorm2d(1280), nn.ReLU(inplace=True)
+            conv1x1(in_channels, self.num_features),
+            nn.BatchNorm2d(self.num_features),
+            nn.ReLU(inplace=True),
         )
-        self.classifier = nn.Sequential(nn.Linear(1280, num_classes))  # zoo: classifier.0
+        linear = nn.Linear(self.num_features, num_classes)
+        self.classifier = nn.Sequential(linear)  # zoo: classifier.0
         init_convolutions(self)
-        init_classifier(self.classifier[0])
+        init_classifier(linear)
 
     def forward_stage(
         self, index: int, x: Tensor, preactivation: bool = False
@@ -136,6 +140,7 @@ class MobileNetV2Tiny(StagedModel):
     """The Tiny-ImageNet variant."""
 
     num_stages = 5
+    num_features = 1280
     stage_input = "pre"
 
     def __init__(self, num_classes: int) -> None:
@@ -152,9 +157,11 @@ class MobileNetV2Tiny(StagedModel):
         self.stage6 = self._group(96, 160, 3, stride=1)
         self.stage7 = TinyBlock(160, 320, 1)
         self.conv1 = nn.Sequential(
-            nn.Conv2d(320, 1280, 1), nn.BatchNorm2d(1280), nn.ReLU6(inplace=True)
+            nn.Conv2d(320, self.num_features, 1),
+            nn.BatchNorm2d(self.num_features),
+            nn.ReLU6(inplace=True),
         )
-        self.conv2 = nn.Conv2d(1280, num_classes, 1)
+        self.conv2 = nn.Conv2d(self.num_features, num_classes, 1)
 
     @staticmethod
     def _group(in_channels: int, channels: int, depth: int, stride: int) -> nn.Sequential:

@@ -52,7 +52,8 @@ class ResNet(StagedModel):
         self.layer1 = self._group(widths[0], widths[1], blocks, stride=1)
         self.layer2 = self._group(widths[1], widths[2], blocks, stride=2)
         self.layer3 = self._group(widths[2], widths[3], blocks, stride=2)
-        self.fc = nn.Linear(widths[3], num_classes)
+        self.num_features = widths[3]
+        self.fc = nn.Linear(self.num_features, num_classes)
         init_convolutions(self)
 
     @staticmethod

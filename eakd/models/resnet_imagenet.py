@@ -100,7 +100,8 @@ class ImageNetResNet(StagedModel):
                 layers.append(block(in_channels, channels, stride))
                 in_channels = channels * block.expansion
             setattr(self, f"layer{group + 1}", nn.Sequential(*layers))
-        self.linear = nn.Linear(in_channels, num_classes)
+        self.num_features = in_channels
+        self.linear = nn.Linear(self.num_features, num_classes)
         init_convolutions(self)
 
     def forward_stage(

@@ -55,6 +55,7 @@ class ShuffleNetV1(StagedModel):
     """ShuffleNetV1 with 240, 480 and 960 channels."""
 
     num_stages = 4
+    num_features = 960
     stage_input = "pre"
 
     def __init__(self, num_classes: int) -> None:
@@ -63,8 +64,8 @@ class ShuffleNetV1(StagedModel):
         self.bn1 = nn.BatchNorm2d(STEM)
         self.layer1 = self._group(STEM, 240, 4)
         self.layer2 = self._group(240, 480, 8)
-        self.layer3 = self._group(480, 960, 4)
-        self.linear = nn.Linear(960, num_classes)
+        self.layer3 = self._group(480, self.num_features, 4)
+        self.linear = nn.Linear(self.num_features, num_classes)
 
     @staticmethod
     def _group(in_channels: int, channels: int, depth: int) -> nn.Sequential:

@@ -69,6 +69,7 @@ class ShuffleNetV2(StagedModel):
     """ShuffleNetV2 with 116, 232 and 464 channels, and 1024 before the classifier."""
 
     num_stages = 4
+    num_features = 1024
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -77,9 +78,9 @@ class ShuffleNetV2(StagedModel):
         self.layer1 = self._group(24, 116, 3)
         self.layer2 = self._group(116, 232, 7)
         self.layer3 = self._group(232, 464, 3)
-        self.conv2 = conv1x1(464, 1024)
-        self.bn2 = nn.BatchNorm2d(1024)
-        self.linear = nn.Linear(1024, num_classes)
+        self.conv2 = conv1x1(464, self.num_features)
+        self.bn2 = nn.BatchNorm2d(self.num_features)
+        self.linear = nn.Linear(self.num_features, num_classes)
 
     @staticmethod
     def _group(in_channels: int, channels: int, depth: int) -> nn.Sequential:

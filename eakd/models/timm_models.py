@@ -59,6 +59,16 @@ class TimmModel(StagedModel):
             return len(self.feature_indices)
         return len(getattr(self.model, "feature_info", ()))
 
+    @property
+    def num_features(self) -> int:
+        """The number of channels of ``pooled``."""
+        # timm's own `num_features` doesn't know the layers between the map and the classifier
+        # (MobileNetV3, VGG), and its `head_hidden_size` not that two pools may be concatenated.
+        classifier = self.model.get_classifier()
+        if isinstance(classifier, nn.Linear | nn.Conv2d):
+            return classifier.weight.shape[1]
+        return self.model.head_hidden_size
+
     def adapt(self, images: Tensor) -> Tensor:
         """Renormalise and resize ``(N, 3, H, W)`` images as the network expects them."""
         # Both steps are linear and the resize keeps constants, so their order is free: the smaller

@@ -25,6 +25,7 @@ class VGG(StagedModel):
     """
 
     num_stages = 5
+    num_features = WIDTHS[-1]
     stage_input = "pre"
 
     def __init__(self, depths: tuple[int, int, int, int, int], num_classes: int) -> None:
@@ -41,7 +42,7 @@ class VGG(StagedModel):
                 in_channels = width
             # The last ReLU is applied by `forward_stage`, which may have to keep its input.
             setattr(self, f"block{index}", nn.Sequential(*layers[:-1]))
-        self.classifier = nn.Linear(in_channels, num_classes)
+        self.classifier = nn.Linear(self.num_features, num_classes)
         init_convolutions(self)
         init_classifier(self.classifier)
 

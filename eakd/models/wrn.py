@@ -69,8 +69,9 @@ class WideResNet(StagedModel):
         self.block1 = self._group(16, 16 * width, blocks, stride=1)
         self.block2 = self._group(16 * width, 32 * width, blocks, stride=2)
         self.block3 = self._group(32 * width, 64 * width, blocks, stride=2)
-        self.bn1 = nn.BatchNorm2d(64 * width)
-        self.fc = nn.Linear(64 * width, num_classes)
+        self.num_features = 64 * width
+        self.bn1 = nn.BatchNorm2d(self.num_features)
+        self.fc = nn.Linear(self.num_features, num_classes)
         init_convolutions(self)
         nn.init.zeros_(self.fc.bias)
         if published_bn_momentum:

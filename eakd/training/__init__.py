@@ -6,23 +6,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eakd.training.device import Compute
-    from eakd.training.evaluation import evaluate
     from eakd.training.loop import fit
     from eakd.training.record import RunRecord
+    from eakd.training.recording import Recording
     from eakd.training.schedule import Recipe
+    from eakd.training.task import Built, Data, Task
     from eakd.training.tracking import NoTracking, WandbTracking
 
 _HOME = {
-    "Compute": "device",
-    "NoTracking": "tracking",
-    "Recipe": "schedule",
-    "RunRecord": "record",
-    "WandbTracking": "tracking",
-    "evaluate": "evaluation",
-    "fit": "loop",
+    "Built": "eakd.training.task",
+    "Compute": "eakd.training.device",
+    "Data": "eakd.training.task",
+    "NoTracking": "eakd.training.tracking",
+    "Recipe": "eakd.training.schedule",
+    "Recording": "eakd.training.recording",
+    "RunRecord": "eakd.training.record",
+    "Task": "eakd.training.task",
+    "WandbTracking": "eakd.training.tracking",
+    "evaluate": "eakd.classification.evaluation",  # where it was before
+    "fit": "eakd.training.loop",
 }
 
-__all__ = ["Compute", "NoTracking", "Recipe", "RunRecord", "WandbTracking", "evaluate", "fit"]
+__all__ = [
+    "Built",
+    "Compute",
+    "Data",
+    "NoTracking",
+    "Recipe",
+    "Recording",
+    "RunRecord",
+    "Task",
+    "WandbTracking",
+    "evaluate",
+    "fit",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,4 +48,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from eakd.errors import UserError, check_choice
+from eakd.training.parallel import ALONE, Processes
 
 
 def _has_native_bfloat16(device: torch.device) -> bool:
@@ -40,7 +41,7 @@ def keep_freed_memory() -> None:
 
 @dataclass(frozen=True)
 class Compute:
-    """A device and a precision.
+    """Where and how a run computes: what travels together through the program.
 
     Args:
         device: ``"auto"`` (CUDA, then MPS, then CPU) or a torch device string.
@@ -48,12 +49,14 @@ class Compute:
         compile: run `torch.compile` on student and teacher.
         channels_last: keep images and convolution weights in NHWC memory.
         threads: CPU threads, ``None`` for torch's default.
+        processes: those that train one model together; this one alone by default.
     """
 
     device: torch.device
     precision: str
-    compile: bool
-    channels_last: bool
+    compile: bool = False
+    channels_last: bool = True
+    processes: Processes = ALONE
 
     @classmethod
     def create(
@@ -63,6 +66,7 @@ class Compute:
         compile: bool = False,
         channels_last: bool = True,
         threads: int | None = None,
+        processes: Processes = ALONE,
     ) -> Compute:
         check_choice("precision", precision, ("auto", "bf16", "float32"))
         check_choice("compile", compile, (True, False))
@@ -86,7 +90,7 @@ class Compute:
             torch.backends.cudnn.benchmark = True  # shapes repeat, so search for the fastest once
         if precision == "auto":
             precision = "bf16" if _has_native_bfloat16(chosen) else "float32"
-        return cls(chosen, precision, compile, channels_last)
+        return cls(chosen, precision, compile, channels_last, processes)
 
     @property
     def dtype(self) -> torch.dtype:

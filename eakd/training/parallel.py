@@ -142,21 +142,14 @@ class Processes:
         dist.all_reduce(total)
         return total[0] / total[1]
 
-    def backward(self, loss: Tensor, share: float, parameters: Iterable[nn.Parameter]) -> None:
-        """Leave the gradient of all processes' loss in ``parameters``.
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Leave in ``parameters`` the sum of all processes' gradients.
 
         One sum over a flat copy of all gradients. Parameters without a gradient in this step are
         left without one; they must be the same in each process.
-
-        Args:
-            loss: scalar, the mean over this process's part of the batch.
-            share: of the part in the batch. The shares of all processes add up to 1.
         """
         if self.size == 1:
-            loss.backward()
             return
-        # Scaled before differentiation, because synchronised batch norms exchange gradients.
-        (share * loss).backward()
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)

@@ -16,12 +16,23 @@ class Recipe:
     Args:
         epochs: ≥ 1.
         batch_size: samples per optimiser step, over all devices together.
+        optimizer: ``"sgd"`` or ``"adamw"``.
         lr: peak learning rate.
-        momentum, weight_decay, nesterov: of SGD.
-        schedule: ``"step"`` (multiply by ``gamma`` at each milestone) or ``"cosine"`` (to zero).
+        momentum, nesterov: of SGD.
+        betas: of AdamW.
+        weight_decay: of either.
+        clip_norm: largest norm of the gradient of all parameters together; ``None`` for no bound.
+        accumulate: micro-batches that a step is cut into, to save memory. Batch norms normalise
+            each by itself, so it changes the numbers of networks that have some.
+        steps_per_epoch: optimiser steps that count as an epoch; ``None`` for a pass over the data.
+        schedule: ``"step"`` (multiply by ``gamma`` at each milestone), ``"cosine"`` or ``"linear"``
+            (both to ``min_lr``). All follow the step, not the epoch.
         milestones: epochs after which the rate drops; values below 1 are fractions of ``epochs``.
         gamma: factor of one drop.
+        min_lr: where ``cosine`` and ``linear`` end.
         warmup_epochs: linear warm-up from zero, may be fractional.
+        evaluate_every: epochs between two evaluations; 0 for the last epoch only. The last epoch is
+            always evaluated, and only evaluated epochs can be the best.
         strong_view: a second view of each image: ``"auto"`` (if the method needs it), ``"none"`` or
             ``"randaugment"``.
         name: what tables call this protocol.
@@ -42,6 +53,13 @@ class Recipe:
     warmup_epochs: float = 0.0
     strong_view: str = "auto"
     name: str = "custom"
+    optimizer: str = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = None
+    accumulate: int = 1
+    steps_per_epoch: int | None = None
+    min_lr: float = 0.0
+    evaluate_every: int = 1
 
     def __post_init__(self) -> None:
         check_number("epochs", self.epochs, at_least=1, integer=True)
@@ -50,7 +68,19 @@ class Recipe:
         check_number("momentum", self.momentum, at_least=0, at_most=1)
         check_number("weight_decay", self.weight_decay, at_least=0)
         check_choice("nesterov", self.nesterov, (True, False))
-        check_choice("schedule", self.schedule, ("step", "cosine"))
+        check_choice("schedule", self.schedule, ("step", "cosine", "linear"))
+        check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
+        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
+            raise UserError(f"betas: found {self.betas!r}, allowed is a list of two numbers")
+        for beta in self.betas:
+            check_number("betas", beta, at_least=0, at_most=1)
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, above=0)
+        check_number("accumulate", self.accumulate, at_least=1, integer=True)
+        if self.steps_per_epoch is not None:
+            check_number("steps_per_epoch", self.steps_per_epoch, at_least=1, integer=True)
+        check_number("min_lr", self.min_lr, at_least=0, at_most=self.lr)
+        check_number("evaluate_every", self.evaluate_every, at_least=0, integer=True)
         check_choice("strong_view", self.strong_view, ("auto", "none", "randaugment"))
         check_number("gamma", self.gamma, above=0, at_most=1)
         check_number("warmup_epochs", self.warmup_epochs, at_least=0)
@@ -63,8 +93,16 @@ class Recipe:
         """The rate after ``elapsed`` epochs (2.5 is the middle of the third epoch)."""
         if elapsed < self.warmup_epochs:
             return self.lr * elapsed / self.warmup_epochs
-        if self.schedule == "cosine":
+        if self.schedule != "step":
             span = max(self.epochs - self.warmup_epochs, 1e-9)
-            return self.lr / 2 * (1 + math.cos(math.pi * (elapsed - self.warmup_epochs) / span))
+            done = elapsed - self.warmup_epochs
+            cosine = self.schedule == "cosine"
+            left = (1 + math.cos(math.pi * done / span)) / 2 if cosine else 1 - done / span
+            return self.min_lr + (self.lr - self.min_lr) * left
         ends = sorted(m * self.epochs if m < 1 else m for m in self.milestones)
         return self.lr * self.gamma ** bisect_right(ends, elapsed)
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the student is evaluated after ``epoch`` (counted from 1)."""
+        every = self.evaluate_every
+        return epoch == self.epochs or (every > 0 and epoch % every == 0)

@@ -29,8 +29,14 @@ ZOO = {
 }
 # The smallest of each family, for tests of behaviour.
 FAMILIES = (
-    *("resnet8", "resnet18", "wrn_16_2", "vgg8", "shufflenetv1", "shufflenetv2"),
-    *("mobilenetv2", "mobilenetv2_tiny"),
+    "resnet8",
+    "resnet18",
+    "wrn_16_2",
+    "vgg8",
+    "shufflenetv1",
+    "shufflenetv2",
+    "mobilenetv2",
+    "mobilenetv2_tiny",
 )
 
 

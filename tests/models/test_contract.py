@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
-from eakd.models.base import classify
+from eakd import models
+from eakd.errors import UserError
+from eakd.models.base import StagedModel, classify
 from eakd.models.layers import shuffle_channels
 from eakd.models.wrn import TWO_UPDATES
 
@@ -36,9 +38,39 @@ def test_takes_every_size(name: str, size: int) -> None:
         output = model(images(2, size))
     assert output.logits.shape == (2, 7)
     assert output.logits.isfinite().all()
-    assert output.pooled.shape[0] == 2 and output.pooled.ndim == 2
+    assert output.pooled.shape == (2, model.num_features)
     assert len(output.features) == len(output.preactivations) == model.num_stages
     assert all(x.shape[0] == 2 and min(x.shape[2:]) >= 1 for x in output.features)
+
+
+def test_these_are_all_builders() -> None:
+    assert {*ZOO, "Output", "StagedModel", "timm_model"} == set(models.__all__)
+
+
+def test_a_model_of_ones_own_is_told_to_set_its_width() -> None:
+    class Mine(StagedModel):
+        num_stages = 1
+
+        def __init__(self, num_classes: int = 7) -> None:
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv2d(3, 5, 3), torch.nn.Linear(5, num_classes)
+
+        def forward_stage(self, index, x, preactivation=False):
+            return self.conv(x), None
+
+        def head(self, x):
+            return classify(x, self.fc)
+
+    class Wide(Mine):
+        num_features = 5
+
+    model = Mine()
+    assert copy.deepcopy(model)(images(2, 16)).logits.shape == (2, 7)
+    with pytest.raises(UserError, match=r"Mine\.num_features: found none, set it to the number of"):
+        _ = model.num_features
+    model.num_features = 5
+    assert model.num_features == Wide().num_features == 5
+    assert set(model.state_dict()) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

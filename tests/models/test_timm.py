@@ -33,7 +33,7 @@ def test_contract(architecture: str, maps: int) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             low = model(x)
     assert output.logits.shape == (2, 7)
-    assert output.pooled.shape == (2, model.model.num_features)
+    assert output.pooled.shape == (2, model.num_features)
     assert len(output.features) == len(output.preactivations) == model.num_stages == maps
     assert all(feature.ndim == 4 for feature in output.features)
     assert plain.features == []
@@ -84,6 +84,29 @@ def test_transformers_say_that_they_do_not() -> None:
     model = timm_model("vit_tiny_patch16_224", 7, input_size=32)
     with pytest.raises(UserError, match="vit_tiny_patch16_224: does not run stage by stage"):
         model.forward_stage(0, images(1, 32))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "width"),
+    [
+        ("resnet18", {}, 512),
+        ("resnet18", {"global_pool": "catavgmax"}, 1024),  # both pools, side by side
+        ("resnetv2_18", {"global_pool": "catavgmax"}, 1024),  # the classifier is a convolution
+        ("mobilenetv3_small_050", {}, 1024),  # widened from 288 behind the pool
+        ("convnext_atto", {}, 320),
+        ("vgg11", {"mlp_ratio": 1 / 64}, 4096),  # two layers behind the features, made narrow
+        ("vit_tiny_patch16_224", {}, 192),
+        ("deit_tiny_distilled_patch16_224", {}, 192),  # two classifiers
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24}, 192),
+        ("repvit_m1", {}, 384),  # the classifier is none of torch's own layers
+    ],
+)
+def test_width_of_the_classifiers_input(architecture, arguments, width) -> None:
+    model = timm_model(architecture, 7, input_size=64, **arguments).eval()
+    for size in (16, 32, 64):
+        with torch.no_grad():
+            assert model(images(1, size), features=False).pooled.shape == (1, width)
+    assert model.num_features == width
 
 
 def test_chosen_features_and_size() -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from eakd.data.base import Batch
 from eakd.training.device import Compute
-from eakd.training.parallel import ALONE, Processes
 
 
 def correct(logits: Tensor, targets: Tensor, k: int) -> Tensor:
@@ -25,11 +24,10 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
     compute: Compute,
-    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent, in eval mode; the model's mode is put back.
 
-    ``batches`` are those of this process; the accuracy is that of all ``processes`` together.
+    ``batches`` are those of this process; the accuracy is that of all processes together.
     """
     training = model.training
     model.eval()
@@ -41,7 +39,7 @@ def evaluate(
         counts += torch.stack([correct(logits, batch.targets, k) for k in (1, 5)])
         samples += len(batch.targets)
     model.train(training)
-    totals = zip(*processes.gather([*counts.tolist(), samples]), strict=True)
+    totals = zip(*compute.processes.gather([*counts.tolist(), samples]), strict=True)
     top1, top5, samples = map(sum, totals)
     top1, top5 = 100 * top1 / samples, 100 * top5 / samples
     return {"top1": top1, "top5": top5}

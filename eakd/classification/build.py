@@ -1,0 +1,181 @@
+"""Everything of a classification run from its config."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from omegaconf import DictConfig
+from torch import nn
+
+from eakd.classification.evaluation import evaluate
+from eakd.classification.teacher import entropies_of_training_set, load_teacher
+from eakd.config import METHOD_FACTS, ROOT, build, needs_teacher, plain
+from eakd.data import Pipeline
+from eakd.data.pipeline import StrongView
+from eakd.data.randaugment import randaugment
+from eakd.distillers.base import Distiller
+from eakd.errors import UserError, check_choice
+from eakd.models.weights import load_weights
+from eakd.training.device import Compute
+from eakd.training.find_teacher import find_checkpoint, manifest_entry
+from eakd.training.parallel import synchronize_batchnorm
+from eakd.training.run import build_compute
+from eakd.training.schedule import Recipe
+from eakd.training.task import Built
+from eakd.weighting import Weighting
+
+STRONG_VIEWS = {"none": None, "randaugment": randaugment}
+MANIFEST = ROOT / "checkpoints" / "manifest.yaml"
+
+
+def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
+    """Data, teacher, student and method of a run.
+
+    Raises:
+        UserError: a wrong value, named.
+    """
+    together = compute.processes.size > 1
+    weighting = build_weighting(config, compute)
+    check_choice("sync_batchnorm", config.sync_batchnorm, (True, False))
+    if config.sync_batchnorm and compute.device.type != "cuda":
+        raise UserError(
+            f"sync_batchnorm: found true on {compute.device.type}, allowed is false, or true on "
+            "cuda"
+        )
+    synchronize = config.sync_batchnorm and together
+    method = get_object(config.distiller._target_)
+    data = build_data(config, config.seed, compute, recipe, strong_view(recipe, method))
+    # Directly before the student, so that its weights depend on the seed alone.
+    torch.manual_seed(config.seed)
+    student = build_model(config.student, "student", data.num_classes)
+    if synchronize:
+        student = synchronize_batchnorm(student)
+    student = compute.place(student)
+    teacher, metrics, ranking = None, {}, None
+    if needs_teacher(config):
+        fold = config.fold_batchnorm and method.folds_teacher
+        teacher, metrics, path = build_teacher(config, data, compute, fold)
+        if config.record.dynamics:
+            temperature = getattr(weighting, "entropy_temperature", 3.0)
+            cache = Path(config.checkpoint_root) / "evaluations"
+            ranking = entropies_of_training_set(teacher, path, data, compute, temperature, cache)
+    distiller = build_distiller(config, student, teacher, weighting, data.image_size, compute)
+    if synchronize:  # what the method trains besides the student, which it may hold lists of
+        for name, module in distiller.named_children():
+            if module is not student:
+                setattr(distiller, name, synchronize_batchnorm(module))
+    return Built(data, distiller, metrics, ranking)
+
+
+def build_weighting(config: DictConfig, compute: Compute) -> Any:
+    """The weighting of ``config.weighting``, over the batches of all processes."""
+    target = inspect.signature(get_object(config.weighting._target_)).parameters
+    shared = compute.processes.size > 1 and "batch_mean" in target
+    return build(
+        config.weighting,
+        "weighting",
+        **({"batch_mean": compute.processes.mean} if shared else {}),
+    )
+
+
+def strong_view(recipe: Recipe, method: type[Distiller]) -> StrongView | None:
+    """The augmentation of the second view that ``recipe`` asks for, or ``None`` for no such view.
+
+    Raises:
+        UserError: ``method`` needs a second view and ``recipe`` has none.
+    """
+    name = recipe.strong_view
+    if name == "auto":
+        name = "randaugment" if method.needs_strong_view else "none"
+    method.check_strong_view(name != "none")
+    return STRONG_VIEWS[name]
+
+
+def build_data(
+    config: DictConfig,
+    seed: int,
+    compute: Compute,
+    recipe: Recipe,
+    view: StrongView | None = None,
+) -> Pipeline:
+    """The data set and its device pipeline from ``config.data``; this process's part of it."""
+    data = build(config.data.load, "data")
+    expected = config.data.num_classes
+    if expected is not None and expected != data.num_classes:
+        raise UserError(
+            f"data.num_classes: found {expected}, allowed is {data.num_classes}, "
+            f"the number of classes of {config.data.name}"
+        )
+    keys = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
+    try:
+        return Pipeline(
+            data,
+            batch_size=recipe.batch_size,
+            accumulate=recipe.accumulate,
+            steps_per_epoch=recipe.steps_per_epoch,
+            device=compute.device,
+            seed=seed,
+            strong_view=view,
+            part=compute.processes.part,
+            **{key: plain(config.data[key]) for key in keys},
+        )
+    except UserError as error:
+        raise UserError(f"data.{error}") from error
+
+
+def build_model(node: DictConfig, role: str, num_classes: int) -> Any:
+    """The network of ``config.student`` or ``config.teacher``."""
+    return build(node, role, leave_out=("name", "checkpoint"), num_classes=num_classes)
+
+
+def build_distiller(
+    config: DictConfig,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    weighting: Weighting | None,
+    image_size: int,
+    compute: Compute,
+) -> Distiller:
+    """The method of ``config.distiller`` around networks that are already on the device."""
+    parts: dict[str, Any] = {"student": student, "teacher": teacher, "weighting": weighting}
+    method = get_object(config.distiller._target_)
+    if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
+        parts["image_size"] = image_size
+    distiller = build(config.distiller, "distiller", leave_out=("name", *METHOD_FACTS), **parts)
+    return compute.move(distiller)  # what the method trains besides the student
+
+
+def build_teacher(
+    config: DictConfig, data: Pipeline, compute: Compute, fold: bool
+) -> tuple[nn.Module, dict[str, float], Path]:
+    """The trained teacher of ``config.teacher``, its test accuracy, and its file."""
+    root = Path(config.checkpoint_root)
+    name = config.teacher.name
+    entry = manifest_entry(MANIFEST, config.data.name, name)
+    path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry)
+    model = build_model(config.teacher, "teacher", data.num_classes)
+    # The published accuracy belongs to the zoo's files, not to teachers trained here.
+    expected = None if path.suffix == ".safetensors" else entry.get("top1")
+    teacher, metrics = load_teacher(
+        model, path, data, compute, fold, expected, cache=root / "evaluations"
+    )
+    return teacher, metrics, path
+
+
+def evaluate_checkpoint(config: DictConfig) -> dict[str, float]:
+    """Test accuracy of ``config.checkpoint``; printed, and returned in percent."""
+    compute = build_compute(config)
+    recipe = Recipe(epochs=1, batch_size=config.batch_size)
+    data = build_data(config, seed=0, compute=compute, recipe=recipe)
+    model = build_model(config.model, "model", data.num_classes)
+    root, name = Path(config.checkpoint_root), config.model.name
+    entry = manifest_entry(MANIFEST, config.data.name, name)
+    path = find_checkpoint(config.checkpoint, config.data.name, name, root, entry)
+    load_weights(model, path)
+    result = evaluate(compute.place(model), data.evaluation("test"), compute)
+    print(f"{path}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {data.name} test")
+    return result

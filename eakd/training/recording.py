@@ -1,0 +1,135 @@
+"""What a run leaves while it trains: its lines, the best and the last student, snapshots.
+
+``dynamics.jsonl`` and the snapshots are for figures. They change no number of the run and are no
+part of its identity. Both are on by default, because a run without them must be trained again when
+somebody wants to look into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eakd.errors import UserError, check_choice, check_number
+from eakd.training.dynamics import segments
+from eakd.training.meters import Meters
+from eakd.training.record import DYNAMICS, PREVIOUS, SNAPSHOTS
+from eakd.training.schedule import Recipe
+from eakd.training.state import State
+from eakd.training.task import Task, samples
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is recorded besides metrics and weights.
+
+    Args:
+        dynamics: write a line of `segments` after each epoch.
+        snapshots: epochs after which the student's weights are kept; values below 1 are fractions
+            of the run, rounded. The last epoch's are kept anyway.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    dynamics: bool = True
+    snapshots: tuple[float, ...] = (1 / 6, 1 / 2)
+
+    def __post_init__(self) -> None:
+        check_choice("dynamics", self.dynamics, (True, False))
+        if not isinstance(self.snapshots, list | tuple):
+            raise UserError(f"snapshots: found {self.snapshots!r}, allowed is a list of numbers")
+        for value in self.snapshots:
+            check_number("snapshots", value, above=0)
+            check_number("snapshots", value, above=0, integer=value >= 1)
+
+    def snapshot_epochs(self, epochs: int) -> set[int]:
+        """The epochs of a run of ``epochs`` after which a snapshot is written."""
+        found = {max(1, round(v * epochs)) if v < 1 else int(v) for v in self.snapshots}
+        return {epoch for epoch in found if epoch < epochs}
+
+
+class Recorder:
+    """Writes what each epoch and the whole run leave, in the units and names of the task.
+
+    Args:
+        teacher_entropy: ``(N,)`` of the training set, see `eakd.training.task.Built`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        state: State,
+        recipe: Recipe,
+        recording: Recording,
+        teacher_entropy: np.ndarray | None = None,
+    ):
+        self.task, self.state, self.recipe = task, state, recipe
+        self.dynamics, self.teacher_entropy = recording.dynamics, teacher_entropy
+        self.snapshots = recording.snapshot_epochs(recipe.epochs)
+        self.selection = "val" if "val" in state.data.splits else "test"
+        self.metric = next(iter(task.metrics))
+
+    def keep(self, epoch: int, line: dict[str, Any], meters: Meters) -> None:
+        """Write what an epoch leaves, all of it before the checkpoint that makes it final.
+
+        Args:
+            line: of metrics.
+            meters: of all processes.
+        """
+        state, chosen = self.state, f"{self.selection}_{self.metric}"
+        if chosen in line and (state.best is None or line[chosen] > state.best[chosen]):
+            state.best = {
+                k: v for k, v in line.items() if k == "epoch" or k.startswith(("val_", "test_"))
+            }
+            self.export("best", state.best)
+        if epoch in self.snapshots:
+            self.export(f"{SNAPSHOTS}/epoch{epoch:03d}", line)
+        if self.dynamics and state.record.writes:
+            temperature = getattr(state.distiller.weighting, "entropy_temperature", 3.0)
+            dynamics = segments(meters, temperature, self.teacher_entropy)
+            if dynamics["by"]:
+                state.record.append(DYNAMICS, {"epoch": epoch, **dynamics})
+        state.record.append_metrics(line)
+
+    def export(self, name: str, line: dict[str, Any]) -> None:
+        """Write the plain student, with the metrics it was measured at."""
+        record, ends = self.state.record, tuple(self.task.metrics)
+        if record.writes:
+            metadata = {k: str(v) for k, v in line.items() if k == "epoch" or k.endswith(ends)}
+            self.task.export(self.state.distiller.inference_model, record.directory / name, metadata)
+
+    def describe(self, line: dict[str, Any]) -> str:
+        """``loss 1.2345, train 50.00, test 48.00 top-1 %, 900 samples/s``."""
+        splits = [s for s in ("train", "val", "test") if f"{s}_{self.metric}" in line]
+        parts = [f"{split} {line[f'{split}_{self.metric}']:.2f}" for split in splits]
+        if parts:
+            parts[-1] += f" {self.task.metrics[self.metric]}"
+        speed = f"{line['samples_per_second']:.0f} samples/s"
+        return ", ".join([f"loss {line['train_loss']:.4f}", *parts, speed])
+
+    def result(self) -> dict[str, Any]:
+        """Export the last student and return what the run came to; see `eakd.training.fit`."""
+        state, first = self.state, self.metric
+        last = state.compute.processes.from_first(lambda: state.record.metrics()[-1])
+        self.export("last", last)
+        if state.record.writes:  # the second checkpoint is for runs that may yet be killed
+            (state.record.directory / PREVIOUS).unlink(missing_ok=True)
+        found: dict[str, Any] = {"selection": self.selection}
+        for name in self.task.metrics:
+            found[f"{name}_last"] = last[f"test_{name}"]
+            found[f"{name}_best"] = state.best[f"test_{name}"]
+        found[f"{first}_best_epoch"] = state.best["epoch"]
+        if self.selection == "val":
+            found[f"val_{first}_best"] = state.best[f"val_{first}"]
+        return {
+            **found,
+            "metrics": dict(self.task.metrics),
+            "seed": state.seed,
+            "epochs": self.recipe.epochs,
+            "seconds": state.seconds,
+            "train_seconds": state.seconds,
+            "samples_per_second": self.recipe.epochs * samples(state.data) / state.seconds,
+        }
