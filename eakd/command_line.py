@@ -172,7 +172,10 @@ def _remove_if_empty(directory: Path) -> None:
     for handler in logging.getLogger().handlers[:]:
         if isinstance(handler, logging.FileHandler) and handler.stream is None:  # not opened yet
             logging.getLogger().removeHandler(handler)
+    here = Path.cwd()
     for path in (directory, *directory.parents[:3]):
+        if path.absolute() in (here, *here.parents):
+            return  # the user's own, empty or not
         try:
             path.rmdir()
         except OSError:  # not empty, or gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import re
@@ -17,7 +18,6 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -33,10 +33,14 @@ UNIDENTIFYING = {
     "device", "threads", "compile", "channels_last", "fold_batchnorm", "record", "hydra",
 }  # fmt: skip
 
-# What a data set's or a method's file says to planners and to `eakd.training.run`, not to the
-# constructor that it names.
-DATA_FACTS = ("task", "plan")
-METHOD_FACTS = ("needs_teacher", "scales_with_epochs")
+# What a file says to planners and to `eakd.training.run`, and not to the constructor it names.
+FACTS = {
+    "data": ("task", "plan"),
+    "distiller": ("name", "needs_teacher", "scales_with_epochs"),
+    "teacher": ("name", "checkpoint"),
+    "student": ("name", "checkpoint"),
+    "model": ("name", "checkpoint"),
+}
 
 # Keys that came after the first runs. With these values they are as if they had never been, so that
 # the runs from before keep their directories.
@@ -81,7 +85,8 @@ def register(config_dirs: Sequence[str] = ()) -> None:
         for name in method_files(folder):
             group, _, stem = f"distiller/{name}".rpartition("/")
             weighting = {"override /weighting@_global_.weighting": "ea"}
-            store.store(EA + stem, {"defaults": [stem, weighting, "_self_"]}, group=group)
+            # The name is relative to the group that is chosen from: distiller=language/ea_kd.
+            store.store(EA + stem, {"defaults": [f"{name}@_here_", weighting, "_self_"]}, group=group)
     for kind in KINDS[1:]:  # the first is a file, which holds what all share
         store.store(kind, {"defaults": ["uniform", "_self_"], "kind": kind}, group="weighting")
     for name, resolver in (
@@ -163,9 +168,9 @@ def identity(config: DictConfig) -> dict[str, Any]:
         if recipe.get(key, default) == default:
             recipe.pop(key, None)
     for place in (kept["data"], kept["data"].get("load", {})):
-        for key in ("root", "cache_dir", "download", *DATA_FACTS):
+        for key in ("root", "cache_dir", "download", *FACTS["data"]):
             place.pop(key, None)
-    for key in METHOD_FACTS:
+    for key in FACTS["distiller"][1:]:  # all but the name
         kept["distiller"].pop(key, None)
     return _same_numbers(kept)
 
@@ -248,21 +253,43 @@ def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig
         return hydra.compose(config_name, overrides)
 
 
-def build(node: DictConfig, key: str, *, leave_out: Sequence[str] = (), **extra: Any) -> Any:
-    """Call what a config node names with the node's other keys.
+def locate(name: str, key: str) -> Any:
+    """What a dotted name such as ``eakd.data.digits`` stands for.
+
+    Raises:
+        UserError: nothing; ``key`` is where the name stands.
+    """
+    first, *parts = name.split(".")
+    try:
+        found = importlib.import_module(first)
+        for place, part in enumerate(parts):
+            # An attribute before a module: `eakd.data.digits` is the function, not its file.
+            if not hasattr(found, part):
+                importlib.import_module(".".join([first, *parts[: place + 1]]))
+            found = getattr(found, part)
+        return found
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{key}: found {name!r}, allowed is the dotted name of something that can be imported "
+            f"({reason})"
+        ) from error
+
+
+def build(node: DictConfig, key: str, **extra: Any) -> Any:
+    """Call what a config node names with the node's other keys, but for the `FACTS`.
 
     Args:
         key: of the node, for messages.
-        leave_out: keys of the node that are no arguments.
         **extra: further arguments.
 
     Raises:
         UserError: a key that the target does not take, one that it misses, or a wrong value; it
             names the full config key.
     """
-    arguments = {k: v for k, v in plain(node).items() if k not in leave_out}
+    arguments = {k: v for k, v in plain(node).items() if k not in FACTS.get(key, ())}
     name = arguments.pop("_target_")
-    target = get_object(name)
+    target = locate(name, f"{key}._target_")
     parameters = inspect.signature(target).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         unknown = [k for k in arguments if k not in parameters]

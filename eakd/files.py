@@ -66,7 +66,11 @@ def sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8, atomically; line breaks stay as they are, on every system."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

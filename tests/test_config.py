@@ -4,11 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from eakd.config import CONFIGS, compose, config_hash, identity, run_name
+from eakd.config import (
+    CONFIGS,
+    compose,
+    config_hash,
+    identity,
+    method_files,
+    method_label,
+    run_name,
+)
 from eakd.errors import UserError
 
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
-METHODS = sorted(path.stem for path in (CONFIGS / "distiller").glob("*.yaml"))
+METHODS = list(method_files())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -19,10 +27,11 @@ def test_every_model_is_teacher_and_student(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_ea_methods_bring_the_weighting(name):
-    config = compose([f"distiller={name}"])
-    assert config.distiller.name == name
-    assert config.weighting.kind == ("ea" if name.startswith("ea_") else "uniform")
+def test_every_method_has_its_ea_form(name):
+    plain, ea = compose([f"distiller={name}"]), compose([f"distiller=ea_{name}"])
+    assert (method_label(plain), plain.weighting.kind) == (name, "uniform")
+    assert (method_label(ea), ea.weighting.kind) == (f"ea_{name}", "ea")
+    assert plain.distiller._target_ == ea.distiller._target_
 
 
 @pytest.mark.parametrize("group", ["data", "weighting", "recipe", "tracking", "experiment"])

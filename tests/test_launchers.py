@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from eakd.config import compose
 from eakd.errors import Diverged, Interrupted, UserError
-from eakd.training.loop import _signals
+from eakd.training.signals import collected
 from eakd.training.run import run
 from eakd.workers import cores, pin, share
 
@@ -100,15 +100,15 @@ def test_importing_the_config_module_is_enough_to_resolve():
 
 def test_only_awaited_signals_are_taken():
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
-    with _signals():
+    with collected():
         assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
     told = []
     signal.signal(signal.SIGUSR2, lambda number, frame: told.append(number))
     try:
-        with _signals() as (received, _):
+        with collected() as inbox:
             signal.raise_signal(signal.SIGUSR2)
-            assert received == [signal.SIGUSR2] and told == []
+            assert inbox.received == [signal.SIGUSR2] and told == []
         Interrupted(signal.SIGUSR2, "last.pt").hand_on()
         assert told == [signal.SIGUSR2]
     finally:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from omegaconf import DictConfig
 from torch import nn
 
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
-from eakd.config import METHOD_FACTS, ROOT, build, needs_teacher, plain
+from eakd.config import ROOT, build, locate, needs_teacher, plain
 from eakd.data import Pipeline
 from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
@@ -47,7 +46,7 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
             "cuda"
         )
     synchronize = config.sync_batchnorm and together
-    method = get_object(config.distiller._target_)
+    method = locate(config.distiller._target_, "distiller._target_")
     data = build_data(config, config.seed, compute, recipe, strong_view(recipe, method))
     # Directly before the student, so that its weights depend on the seed alone.
     torch.manual_seed(config.seed)
@@ -73,7 +72,7 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
 
 def build_weighting(config: DictConfig, compute: Compute) -> Any:
     """The weighting of ``config.weighting``, over the batches of all processes."""
-    target = inspect.signature(get_object(config.weighting._target_)).parameters
+    target = inspect.signature(locate(config.weighting._target_, "weighting._target_")).parameters
     shared = compute.processes.size > 1 and "batch_mean" in target
     return build(
         config.weighting,
@@ -129,7 +128,7 @@ def build_data(
 
 def build_model(node: DictConfig, role: str, num_classes: int) -> Any:
     """The network of ``config.student`` or ``config.teacher``."""
-    return build(node, role, leave_out=("name", "checkpoint"), num_classes=num_classes)
+    return build(node, role, num_classes=num_classes)
 
 
 def build_distiller(
@@ -142,10 +141,10 @@ def build_distiller(
 ) -> Distiller:
     """The method of ``config.distiller`` around networks that are already on the device."""
     parts: dict[str, Any] = {"student": student, "teacher": teacher, "weighting": weighting}
-    method = get_object(config.distiller._target_)
+    method = locate(config.distiller._target_, "distiller._target_")
     if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
         parts["image_size"] = image_size
-    distiller = build(config.distiller, "distiller", leave_out=("name", *METHOD_FACTS), **parts)
+    distiller = build(config.distiller, "distiller", **parts)
     return compute.move(distiller)  # what the method trains besides the student
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
-import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,15 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from eakd.config import plain
 from eakd.errors import UserError, check_choice
 from eakd.reproduce.comparison import read_runs
-from eakd.reproduce.launch import launch
-from eakd.reproduce.plan import SCALES, Job, Plan, State, describe_plan, make_plan, state_of
+from eakd.reproduce.execute import read_states, run_plan
+from eakd.reproduce.plan import Plan, State, describe_plan, make_plan
 from eakd.reproduce.speed import measure
 from eakd.reproduce.table import load_table, make_table
-from eakd.reproduce.table_report import insert_block, markdown, summarise, write_report
+from eakd.reproduce.table_report import markdown, summarise, write_report
+from eakd.reproduce.writing import insert_block
+from eakd.training.hints import config_dir_words
 
-log = logging.getLogger(__name__)
-
-POLL = 10.0  # seconds between two looks at another process's run
 MODES = ("plan", "run", "status", "report")
 
 
@@ -50,7 +46,7 @@ def reproduce(config: DictConfig) -> str:
         checkpoint_root=config.checkpoint_root,
     )
     if config.mode == "run":
-        _run(plan, config.retry, _launch_settings())
+        run_plan(plan, config.retry)
     states = read_states(plan.jobs)
     if config.mode == "plan" and config.measure:
         measure(plan, states, config.measure, config.output_root)
@@ -97,7 +93,7 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
         about={
             "Command": _command(config),
             "Protocol": plan.protocol,
-            "Scale": SCALES[plan.scale],
+            "Scale": plan.about_scale,
         },
     )
     text = write_report(report, folder)
@@ -110,35 +106,4 @@ def _command(config: DictConfig) -> str:
     """What was typed, without what only decides where the report goes."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     kept = [text for text in typed if text.partition("=")[0] not in ("mode", "into", "retry")]
-    return shlex.join(["python", "scripts/reproduce.py", *kept])
-
-
-def read_states(jobs: Sequence[Job]) -> dict[Path, State]:
-    """Where every run stands now."""
-    return {job.directory: state_of(job) for job in jobs}
-
-
-def _launch_settings() -> list[str]:
-    """The launcher that was chosen on the command line."""
-    return list(HydraConfig.get().overrides.hydra) if HydraConfig.initialized() else []
-
-
-def _run(plan: Plan, retry: bool, settings: list[str]) -> None:
-    """Train what is missing: teachers first, then the students whose teachers are there."""
-    wanted = ("to do", "interrupted", *(["failed"] if retry else []))
-    # A finished teacher whose file is gone is not trained, only saved again.
-    _launch(plan.teachers, (*wanted, "done"), settings)
-    while any(state.name == "running" for state in read_states(plan.teachers).values()):
-        log.info("waiting for a teacher that another process trains")
-        time.sleep(POLL)
-    absent = {job.saves for job in plan.teachers if not job.saves.is_file()}
-    if absent:
-        log.info("runs that need these teachers wait: %s", ", ".join(map(str, sorted(absent))))
-    _launch([job for job in plan.students if job.teacher not in absent], wanted, settings)
-
-
-def _launch(jobs: Sequence[Job], wanted: Sequence[str], settings: list[str]) -> None:
-    states = read_states(jobs)
-    todo = [job for job in jobs if states[job.directory].name in wanted]
-    log.info("%d of %d runs to do", len(todo), len(jobs))
-    launch([job.overrides for job in todo], settings)
+    return shlex.join(["python", "scripts/reproduce.py", *config_dir_words(), *kept])

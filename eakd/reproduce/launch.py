@@ -10,13 +10,15 @@ from pathlib import Path
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from eakd.config import CONFIGS, JobFunction, identity
+from eakd.command_line import JobFunction
+from eakd.config import CONFIGS, identity
 from eakd.errors import Diverged, Interrupted
 from eakd.training.lock import Locked
 from eakd.training.record import remember_failure
@@ -36,7 +38,11 @@ def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[
     if not jobs:
         return []
     settings = [*settings, "hydra.mode=MULTIRUN"]
-    loader = ConfigLoaderImpl(config_search_path=create_config_search_path(str(CONFIGS)))
+    if GlobalHydra.instance().is_initialized():  # this command's, with its --config-dir
+        search_path = GlobalHydra.instance().config_loader().get_search_path()
+    else:
+        search_path = create_config_search_path(str(CONFIGS))
+    loader = ConfigLoaderImpl(config_search_path=search_path)
     config = loader.load_configuration("train", settings, run_mode=RunMode.MULTIRUN)
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.config import CONFIGS, ROOT, compose, identity, method_label, name_of
+from eakd.config import ROOT, compose, identity, name_of, needs_teacher, plain
 from eakd.errors import UserError, check_choice, check_number
-from eakd.reproduce.table import Cell, Table
+from eakd.reproduce.overrides import check_overrides, of_teacher
+from eakd.reproduce.table import Cell, Table, method_overrides, pair_overrides
 from eakd.training.find_teacher import manifest_entry, teacher_files
 from eakd.training.lock import describe, read_owner
 from eakd.training.record import differences, read_json, read_metrics
 
 PROTOCOLS = ("authors", "common")
-SCALES = {
+ABOUT = {
     "paper": "the protocol's own epochs",
     "short": "a twentieth of the protocol's epochs, its drops and warm-ups at the same fractions",
-    "smoke": "two epochs of the embedded digits at a rate of 0.01, whatever the table's data set",
 }
-SHORT, SMOKE_EPOCHS = 1 / 20, 2
-# Lengths in epochs that belong to a method; they shrink with the protocol.
-METHOD_EPOCHS = ("decay_epochs", "ramp_epochs", "warmup", "warmup_epochs")
+SCALES = (*ABOUT, "smoke")  # the last one is what the table's data set says
+SHORT = 1 / 20
+ROLES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Plan:
     """The runs of a table.
 
     Attributes:
+        about_scale: what ``scale`` stands for, in words.
         teachers: runs that train the teachers that were not found.
         cells: ``{cell: {seed: job}}``; cells may share a job.
     """
@@ -80,6 +82,7 @@ class Plan:
     table: Table
     protocol: str
     scale: str
+    about_scale: str
     seeds: tuple[int, ...]
     teachers: tuple[Job, ...]
     cells: dict[Cell, dict[int, Job]]
@@ -108,12 +111,13 @@ def make_plan(
     """Find the run of each cell and seed.
 
     Args:
-        overrides: of every run, such as ``data.root=PATH``.
+        overrides: of every run, such as ``data.root=PATH``; see `check_overrides`.
         checkpoint_root: where teachers are; by default ``checkpoints``, and below it a folder for
             the teachers that another ``scale`` trains.
 
     Raises:
-        UserError: an unknown protocol or scale, or an override that no run accepts.
+        UserError: an unknown protocol or scale, an override that contradicts the table or that a
+            run does not accept, a scale that the table's data set does not offer.
     """
     check_choice("protocol", protocol, PROTOCOLS)
     check_choice("scale", scale, SCALES)
@@ -122,77 +126,97 @@ def make_plan(
         raise UserError("seeds: found an empty list, allowed is a list of integers >= 0")
     for seed in seeds:
         check_number("seeds", seed, at_least=0, integer=True)
+    overrides = check_overrides(overrides, table)
     root = checkpoint_root or ("checkpoints" if scale == "paper" else f"checkpoints/{scale}")
-    common = [f"data={table.data}", f"recipe={protocol}"]
     if scale == "smoke":
-        # The rate of the paper's MobileNetV2, with which no method diverges in its first steps.
-        common = ["data=digits", "recipe=digits", "recipe.lr=0.01"]
-        common += [f"teacher.{key}={value}" for key, value in table.smoke_teacher.items()]
+        common, epochs, about = _smoke(table)
+    else:
+        common, epochs, about = [f"data={table.data}", f"recipe={protocol}"], None, ABOUT[scale]
     common += [*overrides, f"output_root={output_root}", f"checkpoint_root={root}"]
     tracked = "tracking=wandb" in overrides
 
     cells: dict[Cell, dict[int, Job]] = {}
     needed: dict[str, DictConfig] = {}
-    by_method = defaultdict(list)
-    for cell in table.cells:
-        if cell.overrides:
-            by_method[cell.method, cell.variant].append(cell)
-    for same_method in by_method.values():
-        for cell, config in _compose_pairs(same_method, common):
-            config, scaled = _scale(config, scale)
-            label = method_label(config)
-            line = [*cell.overrides, *common, *scaled]
-            if tracked:
-                line.append(f"tracking.group='table {table.name}: {cell.label}'")
-            # Weights cost nothing that one would see: EA-KD takes as long as KD.
-            kind = f"{config.data.name} {cell.pair} {config.distiller.name.removeprefix('ea_')}"
-            cells[cell] = _jobs(config, seeds, line, cell.label, kind)
-            if label != "none":
-                needed.setdefault(config.teacher.name, config)
+    for cell, config in _compose(table, common):
+        config, scaled = _scale(config, scale, epochs)
+        line = [*cell.overrides, *common, *scaled]
+        if tracked:
+            line.append(f"tracking.group='table {table.name}: {cell.label}'")
+        # Without the weighting, which costs nothing that one would see: EA-KD takes as long as KD.
+        kind = f"{config.data.name} {cell.pair} {config.distiller.name}"
+        cells[cell] = _jobs(config, seeds, line, cell.label, kind)
+        if needs_teacher(config):
+            needed.setdefault(config.teacher.name, config)
     cells = {cell: cells[cell] for cell in table.cells if cell in cells}
     teachers = [
-        _teacher_job(name, config, common, scale)
+        _teacher_job(name, config, table, common, scale, epochs)
         for name, config in needed.items()
         if not _has_teacher(config)
     ]
-    return Plan(table, protocol, scale, seeds, tuple(teachers), cells)
+    return Plan(table, protocol, scale, about, seeds, tuple(teachers), cells)
 
 
-def _compose_pairs(cells: list[Cell], common: list[str]) -> list[tuple[Cell, DictConfig]]:
-    """The configs of cells that differ in their pair only.
+def _smoke(table: Table) -> tuple[list[str], int, str]:
+    """Overrides, epochs and a description of ``scale=smoke``, as the table's data set has them.
 
-    Hydra takes a tenth of a second a config, so one is composed and the networks are exchanged in
-    it, which comes to the same unless a network's own values are overridden.
+    Raises:
+        UserError: its file says nothing.
     """
-    if any(text.lstrip("+~").startswith(("teacher", "student")) for text in common):
-        return [(cell, compose([*cell.overrides, *common])) for cell in cells]
-    first = compose([*cells[0].overrides, *common])
-    composed = []
-    for cell in cells:
-        config = first.copy()
-        OmegaConf.set_struct(config, False)
-        for role, name in zip(("teacher", "student"), cell.pair.split("-"), strict=True):
-            network = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml")
-            if role == "teacher":
-                network.checkpoint = config.teacher.checkpoint
-            config[role] = network
-        composed.append((cell, config))
-    return composed
+    plan = plain(compose([f"data={table.data}"]).data.get("plan")) or {}
+    for key in ("smoke", "smoke_epochs"):
+        if key not in plan:
+            raise UserError(
+                f"scale: found smoke, but no plan.{key} in the file of data={table.data}, allowed "
+                "is paper or short"
+            )
+    network = [f"teacher.{key}={value}" for key, value in table.smoke_teacher.items()]
+    text = plan.get("smoke_text", f"{plan['smoke_epochs']} epochs with {' '.join(plan['smoke'])}")
+    about = f"{text}, whatever the table's data set"
+    return [*plan["smoke"], *network], plan["smoke_epochs"], about
 
 
-def _scale(config: DictConfig, scale: str) -> tuple[DictConfig, list[str]]:
-    """Shorten a config; also what does the same on a command line."""
+def _compose(table: Table, common: list[str]) -> Iterator[tuple[Cell, DictConfig]]:
+    """The config of each cell that has runs.
+
+    Hydra takes a tenth of a second a config. So one is composed for all cells that differ in their
+    pair only, and the networks are exchanged in it, which comes to the same unless a network's own
+    values are overridden.
+    """
+    alike = defaultdict(list)
+    for cell in table.cells:
+        if cell.overrides:
+            alike[cell.method, cell.variant].append(cell)
+    if len(table.pairs) == 1 or any(text.lstrip("+~").startswith(ROLES) for text in common):
+        for cell in itertools.chain(*alike.values()):
+            yield cell, compose([*cell.overrides, *common])
+        return
+    networks = {pair: compose(pair_overrides(pair)) for pair in table.pairs}
+    for cells in alike.values():
+        first = compose([*cells[0].overrides, *common])
+        for cell in cells:
+            config = first.copy()
+            for role in ROLES:
+                config[role] = networks[cell.pair][role]
+            yield cell, config
+
+
+def _scale(config: DictConfig, scale: str, epochs: int | None) -> tuple[DictConfig, list[str]]:
+    """Shorten a config; also what does the same on a command line.
+
+    Args:
+        epochs: of ``scale=smoke``.
+    """
     if scale == "paper":
         return config, []
     recipe, method = config.recipe, config.distiller
-    epochs = SMOKE_EPOCHS if scale == "smoke" else max(2, round(recipe.epochs * SHORT))
+    epochs = epochs or max(2, round(recipe.epochs * SHORT))
     factor = epochs / recipe.epochs
     values: dict[str, Any] = {"recipe.epochs": epochs}
     if recipe.milestones:
         values["recipe.milestones"] = [m if m < 1 else m / recipe.epochs for m in recipe.milestones]
     if recipe.warmup_epochs:
         values["recipe.warmup_epochs"] = recipe.warmup_epochs * factor
-    for key in METHOD_EPOCHS:
+    for key in method.get("scales_with_epochs", ()):
         if method.get(key):
             values[f"distiller.{key}"] = max(1, round(method[key] * factor))
     config = config.copy()
@@ -237,19 +261,18 @@ def _has_teacher(config: DictConfig) -> bool:
     return any(path.is_file() for path in files) or bool(entry.get("url") and entry.get("sha256"))
 
 
-def _teacher_job(name: str, config: DictConfig, common: list[str], scale: str) -> Job:
+def _teacher_job(
+    name: str, config: DictConfig, table: Table, common: list[str], scale: str, epochs: int | None
+) -> Job:
     """The run that trains a teacher as ``docs/recipes.md`` says."""
-    network = CONFIGS / "model" / f"{name}.yaml"
-    overrides = [f"student={name}", "distiller=none"]
-    overrides += [text.replace("teacher.", "student.", 1) for text in common]
-    if "pretrained" in OmegaConf.load(network) and scale != "smoke":
+    overrides = [f"student={name}", *method_overrides("none", table.group), *of_teacher(common)]
+    if "pretrained" in config.teacher and scale != "smoke":
         overrides = [text for text in overrides if not text.startswith("recipe=")]
         overrides += ["recipe=finetune", "student.pretrained=true"]
     overrides += ["save_teacher=true"]
-    composed, scaled = _scale(compose(overrides), scale)
-    return _jobs(
-        composed, [0], (*overrides, *scaled), f"teacher {name}", f"{config.data.name} {name}"
-    )[0]
+    composed, scaled = _scale(compose(overrides), scale, epochs)
+    line, kind = [*overrides, *scaled], f"{config.data.name} {name}"
+    return _jobs(composed, [0], line, f"teacher {name}", kind)[0]
 
 
 def state_of(job: Job) -> State:

@@ -6,22 +6,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import CONFIGS, compose
+from eakd.errors import UserError
 from eakd.files import write_json
-from eakd.reproduce.plan import Job, Plan, State, device_of, recorded_epochs, speed_file
+from eakd.reproduce.plan import ROLES, Plan, State, device_of, recorded_epochs, speed_file
 from eakd.training.record import read_json
 
 log = logging.getLogger(__name__)
-
-# Training images and their size in pixels; the number of classes is in the data set's config.
-SHAPES = {
-    "cifar10": (50_000, 32),
-    "cifar100": (50_000, 32),
-    "tiny_imagenet": (100_000, 64),
-    "digits": (100, 16),
-}
 
 
 def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str) -> None:
@@ -29,8 +22,11 @@ def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str)
 
     Networks are fresh and images are noise, so neither data nor teachers need to be there. The
     seconds per epoch that follow are kept in ``<output_root>/speed.json``, which plans read.
+
+    Raises:
+        UserError: the data set's file does not say how large the set is.
     """
-    from eakd.training.benchmark import seconds_per_step
+    from eakd.benchmark import seconds_per_step
     from eakd.training.record import environment
 
     device = device_of(environment())
@@ -40,24 +36,32 @@ def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str)
     for kind, job in kinds.items():
         if kind in known:
             continue
-        images, size = SHAPES[job.identified["data"]["name"]]
-        batch = job.identified["recipe"]["batch_size"]
-        config = compose(
-            [*_networks(job), f"batch_size={batch}", f"image_size={size}"], "benchmark"
-        )
-        config.num_classes = job.identified["data"]["num_classes"]
-        seconds = seconds_per_step(config, steps) * -(-images // batch)
+        config = compose(list(job.overrides))
+        samples, batch = _fact(config, "samples"), config.recipe.batch_size
+        seconds = seconds_per_step(_benchmark(config), steps) * -(-samples // batch)
         speeds: dict[str, Any] = read_json(path) or {}
         speeds.setdefault(device, {})[kind] = seconds
         write_json(path, speeds)  # after each: the rest may be interrupted
         log.info("%s: %.1f seconds an epoch", kind, seconds)
 
 
-def _networks(job: Job) -> list[str]:
-    """The part of a job's command line that decides how long a step takes."""
-    student = job.identified["student"]["name"]
-    teacher = job.identified.get("teacher", {"name": student})["name"]
-    method = job.identified["distiller"]["name"].removeprefix("ea_").partition("+")[0]
-    words = [f"teacher={teacher}", f"student={student}", f"distiller={method}"]
-    keys = OmegaConf.load(CONFIGS / "compute.yaml").keys()
-    return words + [word for word in job.overrides if word.partition("=")[0] in keys]
+def _benchmark(config: DictConfig) -> DictConfig:
+    """The benchmark of a run's method and networks, computed as the run is."""
+    found = compose([], "benchmark")
+    OmegaConf.set_struct(found, False)
+    for key in (*OmegaConf.load(CONFIGS / "compute.yaml"), *ROLES, "distiller"):
+        found[key] = config[key]
+    found.batch_size, found.image_size = config.recipe.batch_size, _fact(config, "image_size")
+    found.num_classes = config.data.num_classes
+    return found
+
+
+def _fact(config: DictConfig, key: str) -> int:
+    """What the data set's file says of the set before it is there."""
+    value = OmegaConf.select(config, f"data.plan.{key}")
+    if value is None:
+        raise UserError(
+            f"measure: found no plan.{key} in the file of the data set {config.data.name}, allowed "
+            "is a file with plan.samples, the size of the training set, and plan.image_size, pixels"
+        )
+    return value

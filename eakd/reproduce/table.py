@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from eakd.config import CONFIGS
+from eakd.config import CONFIGS, base_method
 from eakd.errors import UserError, check_choice
+from eakd.training.hints import options
 
 AXES = ("pair", "method", "variant", "metric")
 
@@ -23,11 +24,11 @@ class Cell:
 
     Attributes:
         pair: ``TEACHER-STUDENT``.
-        method: a config of ``configs/distiller``, or ``"teacher"``: the teacher itself, which is no
-            run of its own (every distilled run of the pair records its accuracy).
+        method: see `method_overrides`, or ``"teacher"``: the teacher itself, which is no run of its
+            own (every distilled run of the pair records its metrics).
         variant: a setting of the table, ``""`` in a table without variants.
         overrides: the command line of the cell's runs, without data, protocol and seed.
-        paper: what the paper printed, ``{metric: percent}``; empty where it has no such cell.
+        paper: what the paper printed, ``{metric: value}``; empty where it has no such cell.
     """
 
     pair: str
@@ -48,7 +49,10 @@ class Table:
 
     Attributes:
         rows, columns: the axis (`AXES`) that is written down the side and along the top.
-        metrics: of ``top1`` and ``top5``.
+        metrics: names of those that the runs measure; higher is better.
+        quantity, quantities: what sentences call a metric's value, and several: ``accuracy``.
+        unit: of the metrics, ``%`` or a word; ``""`` for none.
+        group: of ``distiller``, in which the table's methods are: ``language/``; mostly ``""``.
         gains: pairs ``(a, b)`` of methods or variants; the gain of ``a`` over ``b`` is reported.
         smoke_teacher: model keys of teachers that are too large for ``scale=smoke``.
     """
@@ -59,6 +63,10 @@ class Table:
     rows: str
     columns: str
     metrics: tuple[str, ...]
+    quantity: str
+    quantities: str
+    unit: str
+    group: str
     pairs: tuple[str, ...]
     methods: tuple[str, ...]
     variants: tuple[str, ...]
@@ -93,12 +101,13 @@ def paper_numbers() -> dict[str, Any]:
 
 
 def printed(table: str, pair: str, method: str, variant: str = "") -> dict[str, float]:
-    """What the paper prints in a cell, ``{metric: percent}``; empty where it has no such cell."""
-    node: Any = paper_numbers().get(table, {})
+    """What the paper prints in a cell, ``{metric: value}``; empty where it has no such cell."""
+    numbers = paper_numbers()
+    node: Any = numbers.get(table, {})
     for key in (pair, method, variant):
         if key:
             node = node.get(key, {}) if isinstance(node, dict) else {}
-    return node if isinstance(node, dict) else {"top1": node}
+    return node if isinstance(node, dict) else {numbers["metric"]: node}
 
 
 def table_names() -> list[str]:
@@ -126,25 +135,28 @@ def make_table(
 
     Args:
         pairs: any ``TEACHER-STUDENT`` of two models, also one that the paper does not have.
+        methods: any of `method_overrides`, the same.
 
     Raises:
         UserError: an unknown name, with the valid ones.
     """
     settings: Mapping[str, Sequence[str]] = definition["variants"] or {"": []}
-    wanted_pairs = _chosen("pairs", pairs, definition["pairs"], or_else=_is_pair)
-    wanted_methods = _chosen("methods", methods, definition["methods"])
+    group = f"{definition['group']}/" if definition.get("group") else ""
+    wanted_pairs = _chosen("pairs", pairs, definition["pairs"], _further_pairs)
+    wanted_methods = _chosen(
+        "methods", methods, definition["methods"], lambda: _further_methods(group, settings)
+    )
     wanted_variants = _chosen("variants", variants, list(settings))
     if "teacher" in definition["methods"] and "teacher" not in wanted_methods:
         wanted_methods = ["teacher", *wanted_methods]
     cells = []
     for pair, method, variant in product(wanted_pairs, wanted_methods, wanted_variants):
-        teacher, student = pair.split("-")
-        overrides = [f"teacher={teacher}", f"student={student}", f"distiller={method}"]
-        overrides += settings[variant]
+        overrides: tuple[str, ...] = ()
+        if method != "teacher":
+            overrides = (*pair_overrides(pair), *method_overrides(method, group), *settings[variant])
         paper = printed(definition["name"], pair, method, variant)
-        cells.append(
-            Cell(pair, method, variant, () if method == "teacher" else tuple(overrides), paper)
-        )
+        cells.append(Cell(pair, method, variant, overrides, paper))
+    added = [name for name in wanted_methods if name not in definition["methods"]]
     return Table(
         name=definition["name"],
         title=definition["title"],
@@ -152,39 +164,70 @@ def make_table(
         rows=definition["rows"],
         columns=definition["columns"],
         metrics=tuple(definition["metrics"]),
+        quantity=definition.get("quantity", "value"),
+        quantities=definition.get("quantities", "values"),
+        unit=definition.get("unit", ""),
+        group=group,
         pairs=tuple(wanted_pairs),
         methods=tuple(wanted_methods),
         variants=tuple(wanted_variants),
-        gains=tuple((a, b) for a, b in definition["gains"]),
+        gains=tuple(
+            (a, b)
+            for a, b in (*definition["gains"], *((name, base_method(name)) for name in added))
+            if a != b
+        ),
         cells=tuple(cells),
         smoke_teacher=definition.get("smoke_teacher") or {},
     )
 
 
-def model_names() -> list[str]:
-    """Every ``teacher=`` and ``student=``."""
-    return sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+def pair_overrides(pair: str) -> list[str]:
+    """The overrides behind ``TEACHER-STUDENT``."""
+    teacher, student = pair.split("-")
+    return [f"teacher={teacher}", f"student={student}"]
 
 
-def _is_pair(name: str) -> bool:
-    parts = name.split("-")
-    return len(parts) == 2 and set(parts) <= set(model_names())
+def method_overrides(method: str, group: str = "") -> list[str]:
+    """The overrides behind ``kd``, ``ea_kd`` or ``kd+matched``: a method under a weighting."""
+    name, _, weighting = method.partition("+")
+    return [f"distiller={group}{name}", *([f"weighting={weighting}"] if weighting else [])]
+
+
+def _further_pairs() -> tuple[set[str], str]:
+    models = options("student")
+    return {f"{a}-{b}" for a, b in product(models, models)}, "or TEACHER-STUDENT of two models"
+
+
+def _further_methods(group: str, variants: Mapping[str, Sequence[str]]) -> tuple[set[str], str]:
+    names = options(f"distiller/{group}".rstrip("/"))
+    if any(text.startswith("weighting=") for words in variants.values() for text in words):
+        # A variant without a weighting means the uniform one, which no method may replace.
+        names = [name for name in names if name == base_method(name)]
+        return set(names), ", ".join(names)
+    weighted = {"+".join(parts) for parts in product(names, options("weighting"))}
+    return {*names, *weighted}, ", ".join([*names, "or METHOD+WEIGHTING such as kd+matched"])
 
 
 def _chosen(
     key: str,
     wanted: Sequence[str] | str | None,
     known: Sequence[str],
-    or_else: Callable[[str], bool] = lambda name: False,
+    further: Callable[[], tuple[set[str], str]] = lambda: (set(), ""),
 ) -> list[str]:
-    """``wanted`` in the order of ``known``, or all of ``known``; unknown names are refused."""
+    """``wanted`` in the order of ``known``, or all of ``known``; unknown names are refused.
+
+    Args:
+        further: names that are allowed too, and how a message calls them.
+    """
     if wanted is None:
         return list(known)
     wanted = list(dict.fromkeys([wanted] if isinstance(wanted, str) else map(str, wanted)))
     if not wanted:
         raise UserError(f"{key}: found an empty list, allowed is null for {', '.join(known)}")
     for name in wanted:
-        if name not in known and not or_else(name):
-            more = ", or TEACHER-STUDENT of two models" if key == "pairs" else ""
-            raise UserError(f"{key}: found {name!r}, allowed is one of {', '.join(known)}{more}")
+        if name not in known:
+            names, text = further()
+            if name not in names:
+                allowed = ", ".join(filter(None, [*known, text]))
+                raise UserError(f"{key}: found {name!r}, allowed is one of {allowed}")
     return [n for n in known if n in wanted] + [n for n in wanted if n not in known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,24 @@ def teacher_files(root: Path, data: str, name: str) -> list[Path]:
 
 
 def find_checkpoint(
-    checkpoint: str, data: str, name: str, root: Path, entry: dict[str, Any]
+    checkpoint: str,
+    data: str,
+    name: str,
+    root: Path,
+    entry: dict[str, Any],
+    *,
+    command: str | Callable[[], str] | None = None,
+    key: str = "teacher.checkpoint",
 ) -> Path:
     """The file behind ``teacher.checkpoint``.
 
     Args:
         checkpoint: a path, or ``"auto"``: ``root/<data>/<name>.safetensors`` or ``.pth``, then a
             download if ``entry`` has a URL and a SHA-256.
+        command: what trains the network, see `eakd.training.hints.teacher_command`, or a function
+            that says so, since that takes a second; by default, the command for a data set and a
+            network that are called as their config files are.
+        key: of ``checkpoint``, for messages.
 
     Raises:
         UserError: no file; the message says which command trains the teacher.
@@ -40,7 +52,7 @@ def find_checkpoint(
         path = Path(checkpoint)
         if not path.is_file():
             raise UserError(
-                f"teacher.checkpoint: found no file {checkpoint!r}, allowed is auto or a file"
+                f"{key}: found no file {checkpoint!r}, allowed is auto or a file"
             )
         return path
     places = teacher_files(root, data, name)
@@ -50,11 +62,13 @@ def find_checkpoint(
     url, digest = entry.get("url"), entry.get("sha256")
     if url and digest:
         archive = Archive(f"{name} for {data}", url, digest)
-        return download(archive, root / data, f"{name}.pth", key="teacher.checkpoint")
+        return download(archive, root / data, f"{name}.pth", key=key)
     source = entry.get("source")
-    published = f", or unpack {source} and pass teacher.checkpoint=FILE" if source else ""
+    published = f"unpack {source} and pass {key}=FILE, or " if source else ""
+    default = f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
+    command = command() if callable(command) else command or default
+    # The command ends the line, so that it is easy to copy.
     raise UserError(
-        f"teacher.checkpoint: found no trained {name} for {data} ({places[0]}); train it with: "
-        f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
-        + published
+        f"{key}: found no trained {name} for {data} ({places[0]}); {published}train it with: "
+        f"{command}"
     )

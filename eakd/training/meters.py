@@ -26,7 +26,7 @@ class Meters:
 
     Attributes:
         names: of ``sums``.
-        seen: samples so far.
+        seen, weighted: samples and weighted rows so far.
         rows: names of the rows of ``samples``.
         samples: ``(len(rows), capacity)`` float32, the first ``seen`` columns filled in the order
             of the steps; NaN where a method has no such value.
@@ -36,7 +36,7 @@ class Meters:
     def __init__(self, device: torch.device, capacity: int):
         self.names: list[str] = []
         self.sums: Tensor | None = None
-        self.seen = 0
+        self.seen, self.weighted = 0, 0
         self.first_bad = torch.full((), -1, device=device)
         self.rows: list[str] = []
         self.samples = torch.empty(0, capacity, device=device)
@@ -64,17 +64,23 @@ class Meters:
         losses = {"loss": total.loss}
         losses |= {f"loss_{k}": terms.mean(v) if v.dim() else v for k, v in terms.items()}
         values = {name: value.float().mean() for name, value in measured.items()}
+        weighted = 0
         if total.weight is not None:
-            values["weight"] = total.weight.mean()
-            values["weight_square"] = total.weight.square().mean()
+            weighted = total.weight.numel()
+            empty = total.weight.new_zeros(1)  # a step whose samples have no rows
+            weight = total.weight if weighted else empty
+            values |= {"weight": weight.mean(), "weight_square": weight.square().mean()}
         stacked = torch.stack([v.detach().float() for v in (*losses.values(), *values.values())])
         bad = (self.first_bad < 0) & ~stacked.isfinite().all()
         self.first_bad = torch.where(bad, step, self.first_bad)
         if terms.count is not None:
             # These are shares of the step's losses already, and not means over their own samples.
             stacked[: len(losses)] *= step_size / count
+        if weighted != count and total.weight is not None:
+            stacked[-2:] *= weighted / count  # weights are means over rows, the others over samples
         self._name_sums([*losses, *values])
         self.sums = self.sums + count * stacked
+        self.weighted += weighted
         self._keep_samples(index, terms, total, measured)
         self.seen += count
 
@@ -114,7 +120,11 @@ class Meters:
 
     def read(self) -> dict[str, float]:
         """Means so far; waits for the device."""
-        return dict(zip(self.names, (self.sums / self.seen).tolist(), strict=True))
+        means = dict(zip(self.names, (self.sums / self.seen).tolist(), strict=True))
+        for name in ("weight", "weight_square"):
+            if name in means and self.weighted != self.seen:
+                means[name] *= self.seen / max(self.weighted, 1)
+        return means
 
     def merged(self, processes: Processes) -> Meters:
         """What all processes have seen together; these meters themselves if there is one."""
@@ -130,6 +140,7 @@ class Meters:
                 "names": self.names,
                 "sums": torch.stack([each["sums"] for each in every]).sum(dim=0),
                 "seen": sum(each["seen"] for each in every),
+                "weighted": sum(each["weighted"] for each in every),
                 "first_bad": torch.tensor(min(bad, default=-1)),
                 "rows": self.rows,
                 "samples": torch.cat([each["samples"] for each in every], dim=1),
@@ -222,4 +233,4 @@ def _from_version_0_1(samples: Tensor) -> dict[str, Any]:
     rows = torch.full((len(ROWS), len(index)), torch.nan)
     rows[ROWS.index("teacher_entropy")] = samples[0, index]
     rows[ROWS.index("weighted_loss")] = samples[1, index]
-    return {"rows": list(ROWS), "samples": rows, "index": index}
+    return {"rows": list(ROWS), "samples": rows, "index": index, "weighted": len(index)}

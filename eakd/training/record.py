@@ -220,7 +220,7 @@ class RunRecord:
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.directory)
 
-    def keep_lines(self, epochs: int) -> None:
+    def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of epochs that will run again after a restart from epoch ``epochs``."""
         for name in (METRICS, DYNAMICS):
             path = self.directory / name

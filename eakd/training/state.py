@@ -65,7 +65,7 @@ class State:
                 _set_random_state(randoms[processes.rank])
             log.info("continuing after epoch %d, step %d", self.epoch, self.step)
         # A run that was killed after a line and before its checkpoint trains that epoch again.
-        self.record.keep_lines(self.epoch)
+        self.record.keep_metrics(self.epoch)
         # Equal seeds give equal weights on equal devices only.
         processes.broadcast([*self.distiller.parameters(), *self.distiller.buffers()])
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from eakd.config import locate
 from eakd.errors import UserError
 
 if TYPE_CHECKING:  # planners import this module, without torch
@@ -104,15 +105,14 @@ def load_task(name: str | None = None) -> Task:
     """The task behind a data file's ``task`` key, `DEFAULT` where a file has none.
 
     Raises:
-        UserError: nothing of that name, or something else.
+        UserError: nothing of that name, or something that is no task.
     """
-    from hydra.utils import get_class
-
+    target = locate(name or DEFAULT, "data.task")
     try:
-        task = get_class(name or DEFAULT)()
-    except Exception as error:
+        task = target()
+    except TypeError as error:
         raise UserError(
-            f"data.task: found {name!r}, allowed is the dotted name of a task's class ({error})"
+            f"data.task: found {name!r}, allowed is a class that is called without arguments"
         ) from error
     members = ("metrics", "build", "measure", "evaluate", "export")
     missing = [member for member in members if not hasattr(task, member)]

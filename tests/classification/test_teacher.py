@@ -18,8 +18,8 @@ from eakd.errors import UserError
 from eakd.models import resnet8, resnet14
 from eakd.training import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry
-from eakd.training.run import evaluate_checkpoint
-from eakd.training.teacher import load_teacher
+from eakd.classification import evaluate_checkpoint
+from eakd.classification.teacher import load_teacher
 
 COMPUTE = Compute.create("cpu", "float32")
 

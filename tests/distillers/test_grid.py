@@ -8,7 +8,8 @@ from eakd.data.base import Batch
 from eakd.distillers.base import Progress
 from eakd.errors import UserError
 from eakd.training.device import Compute
-from eakd.training.run import build, build_model
+from eakd.classification.build import build_model
+from eakd.config import build
 from eakd.weighting import KINDS, Weighting
 
 PAIRS = [
@@ -32,7 +33,6 @@ def make(method, pair="resnet8 resnet8", weighting=None, classes=100):
     networks = {role: build_model(config[role], role, classes) for role in ("teacher", "student")}
     distiller = build(
         *(config.distiller, "distiller"),
-        leave_out=("name",),
         **networks,
         weighting=weighting or Weighting("ea"),
     )
@@ -100,8 +100,7 @@ def test_feature_methods_refuse_a_student_without_stages(method):
     with pytest.raises(UserError) as caught:
         distiller = build(
             *(config.distiller, "distiller"),
-            leave_out=("name",),
-            teacher=resnet8(100),
+                teacher=resnet8(100),
             student=student,
         )
         step(distiller)

@@ -275,7 +275,7 @@ def test_what_only_overlaps_is_stored_whole(tmp_path: Path) -> None:
     [
         "",
         "{",
-        "[" * 100_000,
+        pytest.param("[" * 100_000, id="deep"),
         "null",
         '["head.weight"]',
         '{"head.weight": 3}',

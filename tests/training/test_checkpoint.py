@@ -79,7 +79,7 @@ def test_nothing_is_unpickled_that_is_not_plain_data(tmp_path):
     "save",
     [
         "checkpoint.save_checkpoint(p, {'a': torch.zeros(99999)})",
-        "zoo.save_weights(torch.nn.Linear(300, 300), p / 'a.safetensors')",
+        "weights.save_weights(torch.nn.Linear(300, 300), p / 'a.safetensors')",
         "files.write_json(p / 'a.json', ['a' * 999999])",
     ],
     ids=["torch", "safetensors", "json"],
@@ -88,7 +88,7 @@ def test_a_refused_write_names_the_file_and_the_reason(tmp_path, save):
     """A limit on file sizes refuses like a full disk does."""
     code = (
         "import errno, resource, sys, torch; from pathlib import Path; p = Path(sys.argv[1])\n"
-        "from eakd import files; from eakd.models import zoo\n"
+        "from eakd import files; from eakd.models import weights\n"
         "from eakd.training import checkpoint\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         f"try: {save}\n"

@@ -81,7 +81,9 @@ def assert_same_metrics(one, two, tolerance=METRICS):
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - {*TIMES, "weight_std"}:
-            assert a[key] == pytest.approx(b[key], rel=tolerance), key
+            # An accuracy counts images, and one whose two largest logits are equal may go over.
+            one_image = 0.1 if key.startswith("test_") else None
+            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=one_image), key
         if "weight_std" in a:  # a small difference of large squares
             assert a["weight_std"] == pytest.approx(b["weight_std"], abs=2e-3)
 

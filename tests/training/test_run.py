@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from eakd.config import compose
 from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, UserError
-from eakd.training import run as run_module
+from eakd.classification import build as build_module
 from eakd.training.run import run
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_that_is_promised(tiny_with_teacher, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {
         ".hydra",
         *("config.json", "environment.json", "status.json", "metrics.jsonl", "summary.json"),
-        *("last.pt", "last.safetensors", "best.safetensors"),
+        *("dynamics.jsonl", "last.pt", "last.safetensors", "best.safetensors", "snapshots"),
     }
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
@@ -217,7 +217,7 @@ def test_a_method_gets_the_second_view_and_the_teacher_it_needs(
     tiny_with_teacher, tmp_path, monkeypatch
 ):
     seen = []
-    build, load = run_module.Pipeline, run_module.load_teacher
+    build, load = build_module.Pipeline, build_module.load_teacher
 
     def pipeline(*args, strong_view, **kwargs):
         seen.append(strong_view)
@@ -227,8 +227,8 @@ def test_a_method_gets_the_second_view_and_the_teacher_it_needs(
         seen.append(fold)
         return load(model, path, data, compute, fold, *args, **kwargs)
 
-    monkeypatch.setattr(run_module, "Pipeline", pipeline)
-    monkeypatch.setattr(run_module, "load_teacher", teacher)
+    monkeypatch.setattr(build_module, "Pipeline", pipeline)
+    monkeypatch.setattr(build_module, "load_teacher", teacher)
     for position, (overrides, expected) in enumerate(
         [
             (["distiller=kd"], [None, True]),

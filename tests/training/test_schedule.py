@@ -39,7 +39,15 @@ def test_cosine_with_warmup():
         ({"epochs": 1, "batch_size": 0}, "batch_size: found 0"),
         ({"epochs": 1, "lr": -0.1}, "lr: found -0.1"),
         ({"epochs": 1, "lr": float("nan")}, "lr: found nan"),
-        ({"epochs": 1, "schedule": "linear"}, "schedule: found 'linear', allowed is one of step"),
+        ({"epochs": 1, "schedule": "poly"}, "schedule: found 'poly', allowed is one of step"),
+        ({"epochs": 1, "optimizer": "adam"}, "optimizer: found 'adam', allowed is one of sgd"),
+        ({"epochs": 1, "betas": 0.9}, "betas: found 0.9, allowed is a list of two numbers"),
+        ({"epochs": 1, "betas": (0.9, 2)}, "betas: found 2"),
+        ({"epochs": 1, "clip_norm": 0}, "clip_norm: found 0, allowed is a number > 0"),
+        ({"epochs": 1, "accumulate": 0}, "accumulate: found 0, allowed is an integer >= 1"),
+        ({"epochs": 1, "steps_per_epoch": 1.5}, "steps_per_epoch: found 1.5"),
+        ({"epochs": 1, "min_lr": 1.0}, "min_lr: found 1.0, allowed is a number >= 0 and <= 0.05"),
+        ({"epochs": 1, "evaluate_every": -1}, "evaluate_every: found -1"),
         ({"epochs": 1, "momentum": 0, "nesterov": True}, "nesterov: found true with momentum 0"),
         ({"epochs": 1, "milestones": (-1,)}, "milestones: found -1"),
     ],
@@ -47,3 +55,23 @@ def test_cosine_with_warmup():
 def test_wrong_values_are_named(arguments, words):
     with pytest.raises(UserError, match=words):
         Recipe(**arguments)
+
+
+def test_linear_ends_at_its_lowest_rate():
+    recipe = Recipe(epochs=11, lr=0.2, schedule="linear", warmup_epochs=1, min_lr=0.1)
+    assert recipe.learning_rate(0.5) == pytest.approx(0.1)
+    for elapsed, lr in ((1, 0.2), (6, 0.15), (11, 0.1)):
+        assert recipe.learning_rate(elapsed) == pytest.approx(lr)
+    cosine = Recipe(epochs=10, lr=0.2, schedule="cosine", min_lr=0.1)
+    for elapsed, lr in ((0, 0.2), (5, 0.15), (10, 0.1)):
+        assert cosine.learning_rate(elapsed) == pytest.approx(lr)
+
+
+def test_the_last_epoch_is_always_evaluated():
+    def evaluated(**settings):
+        recipe = Recipe(epochs=7, **settings)
+        return [epoch for epoch in range(1, 8) if recipe.evaluates(epoch)]
+
+    assert evaluated() == [1, 2, 3, 4, 5, 6, 7]
+    assert evaluated(evaluate_every=3) == [3, 6, 7]
+    assert evaluated(evaluate_every=0) == evaluated(evaluate_every=9) == [7]

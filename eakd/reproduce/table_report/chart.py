@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from html import escape
 
+from eakd.reproduce.palette import Look, looks
 from eakd.reproduce.table_report.numbers import Entry, Report
 
 SIDE, LEFT, TOP, BOTTOM, LEGEND = 420, 56, 34, 48, 150  # pixels
-
-# Told apart with every common colour vision, on white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c", "#7b4fa3")
 
 _STYLE = """
 .chart { color: #1f2328; font: 12px system-ui, sans-serif; }
@@ -25,7 +23,7 @@ _STYLE = """
 def chart(report: Report) -> str:
     """A panel for each metric: paper across, ours up, a dot a cell, bars of one standard deviation.
 
-    Teachers are left out: their accuracy comes from a file, and would squeeze the students'.
+    Teachers are left out: their numbers come from a file, and would squeeze the students'.
     """
     entries = [
         entry
@@ -35,10 +33,11 @@ def chart(report: Report) -> str:
         and report.ours(entry).mean is not None
     ]
     names = list(dict.fromkeys(_series(report, entry) for entry in entries))
+    paint = {name: _paint(look) for name, look in looks(names).items()}
     panels = [metric for metric in report.table.metrics if any(e.metric == metric for e in entries)]
     width = LEFT + len(panels) * (SIDE + LEFT) + (LEGEND if panels else SIDE)
     height = TOP + SIDE + BOTTOM if panels else 2 * TOP
-    title = f"The paper's accuracies against ours, {report.select} epoch"
+    title = f"The paper's {report.table.quantities} against ours, {report.select} epoch"
     lines = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="{title}">',
@@ -48,10 +47,10 @@ def chart(report: Report) -> str:
         lines.append(f'<text x="{LEFT}" y="{TOP}">No finished cell that the paper prints.</text>')
     for place, metric in enumerate(panels):
         shown = [entry for entry in entries if entry.metric == metric]
-        lines += _panel(report, metric, shown, names, LEFT + place * (SIDE + LEFT))
+        lines += _panel(report, metric, shown, paint, LEFT + place * (SIDE + LEFT))
     for place, name in enumerate(names):
         x, y = LEFT + len(panels) * (SIDE + LEFT) - LEFT + 20, TOP + 10 + 20 * place
-        lines.append(f'<circle cx="{x}" cy="{y}" r="5" {_look(names, name)}/>')
+        lines.append(f'<circle cx="{x}" cy="{y}" r="5" {paint[name]}/>')
         lines.append(f'<text x="{x + 12}" y="{y + 4}">{escape(name)}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
@@ -60,17 +59,13 @@ def _series(report: Report, entry: Entry) -> str:
     return entry.cell.method if len(report.table.methods) > 1 else entry.cell.variant
 
 
-def _look(names: list[str], name: str) -> str:
-    """One colour for a method and its EA form, which is the filled one."""
-    plain = name.removeprefix("ea_")
-    colours = list(dict.fromkeys(each.removeprefix("ea_") for each in names))
-    colour = COLOURS[colours.index(plain) % len(COLOURS)]
-    hollow = name == plain and f"ea_{name}" in names
-    return f'stroke="{colour}" fill="{"none" if hollow else colour}"'
+def _paint(look: Look) -> str:
+    """A look as attributes of an element."""
+    return f'stroke="{look.colour}" fill="{look.colour if look.filled else "none"}"'
 
 
 def _panel(
-    report: Report, metric: str, entries: list[Entry], names: list[str], left: int
+    report: Report, metric: str, entries: list[Entry], paint: dict[str, str], left: int
 ) -> list[str]:
     ends = [entry.paper.mean for entry in entries]
     for score in map(report.ours, entries):
@@ -96,15 +91,15 @@ def _panel(
             f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>',
             f'<text x="{left - 6}" y="{y}" dy="4" text-anchor="end">{value:g}</text>',
         ]
-    middle = left + SIDE // 2
+    middle, shown = left + SIDE // 2, f"{metric} {report.table.unit}".rstrip()
     lines += [
         f'<path class="same" d="M{left} {bottom}L{left + SIDE} {TOP}"/>',
-        f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">paper, {metric} %</text>',
-        f'<text x="{left}" y="{TOP - 12}">ours, {metric} %, {report.select} epoch; '
+        f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">paper, {shown}</text>',
+        f'<text x="{left}" y="{TOP - 12}">ours, {shown}, {report.select} epoch; '
         "dashed: equal</text>",
     ]
     for entry in entries:
-        score, look = report.ours(entry), _look(names, _series(report, entry))
+        score, look = report.ours(entry), paint[_series(report, entry)]
         x, y = across(entry.paper.mean), up(score.mean)
         spread = "" if score.std is None else f" ± {score.std:.2f}"
         lines.append(

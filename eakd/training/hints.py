@@ -1,0 +1,115 @@
+"""Commands that messages print; they work when pasted. Imports no torch, so that plans are quick."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from eakd.config import CONFIGS, ROOT, compose
+
+
+def teacher_command(config: DictConfig) -> str:
+    """The command that trains the network which a run looks for as its trained teacher.
+
+    Args:
+        config: of a run, with ``data`` and ``teacher``, or of an evaluation, with ``model``.
+    """
+    raw = OmegaConf.to_container(config)
+    network = raw["teacher"] if "teacher" in raw else raw["model"]
+    network.pop("checkpoint", None)
+    words = [
+        *_group_words("data", raw["data"]),
+        *_group_words("student", network),
+        "distiller=none",
+        "save_teacher=true",
+    ]
+    default = OmegaConf.to_container(compose())
+    for key in ("output_root", "checkpoint_root"):
+        if raw.get(key, default[key]) != default[key]:
+            words.append(f"{key}={_value(raw[key])}")
+    script = os.path.relpath(ROOT / "scripts" / "train.py")
+    return shlex.join(["python", script, *config_dir_words(), *words])
+
+
+def config_dir_words() -> list[str]:
+    """The option that names the user's own directory of configs; none without one."""
+    if not GlobalHydra.instance().is_initialized():
+        return []
+    places = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    mine = [place.path for place in places if place.provider == "command-line"]
+    return [f"--config-dir={path.removeprefix('file://')}" for path in mine]
+
+
+def options(group: str) -> list[str]:
+    """Every value of a config group, those of a ``--config-dir`` and generated ones included."""
+    if GlobalHydra.instance().is_initialized():
+        return GlobalHydra.instance().config_loader().get_group_options(group)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return options(group)
+
+
+def _group_words(group: str, node: dict[str, Any]) -> list[str]:
+    """The overrides that compose ``node``: a choice of the group, then what differs from it."""
+    name, choices = str(node.get("name")), options(group)
+    # Another network may have the name of a choice, and a choice another name than its file.
+    if name in choices and _target(_choice(group, name)) == _target(node):
+        choices = [name]
+    words = [[f"{group}={choice}", *_changes(group, choice, node)] for choice in choices]
+    return min(words, key=len)
+
+
+def _choice(group: str, name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(compose([f"{group}={name}"])[group])
+
+
+def _target(node: dict[str, Any]) -> Any:
+    return node.get("_target_") or node.get("load", {}).get("_target_")
+
+
+def _changes(group: str, choice: str, wanted: dict[str, Any]) -> list[str]:
+    """Overrides that turn a choice into ``wanted``; interpolations count as they are written."""
+    found, wanted = (dict(_leaves(group, node)) for node in (_choice(group, choice), wanted))
+    words = [
+        f"{'' if key in found else '+'}{key}={_value(value)}"
+        for key, value in wanted.items()
+        if key not in found or found[key] != value
+    ]
+    return words + [f"~{key}" for key in found if key not in wanted]
+
+
+def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a list is one value."""
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(f"{prefix}.{key}", value)
+    else:
+        yield prefix, node
+
+
+def _value(value: Any) -> str:
+    """A value as it is written after ``KEY=`` on Hydra's command line, before the shell sees it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{_value(key)}:{_value(each)}' for key, each in value.items())}}}"
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower()
+    return value if _reads_as(value, value) else QuotedString(value, Quote.double).with_quotes()
+
+
+def _reads_as(text: str, value: str) -> bool:
+    """Whether Hydra takes an unquoted text for that string: not for a number, a list, a choice."""
+    try:
+        # In a list, so that what would end an element is quoted too.
+        return OverridesParser.create().parse_override(f"key=[{text}]").value() == [value]
+    except HydraException:
+        return False
