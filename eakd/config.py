@@ -36,7 +36,7 @@ UNIDENTIFYING = {
 # What a file says to planners and to `eakd.training.run`, and not to the constructor it names.
 FACTS = {
     "data": ("task", "plan"),
-    "distiller": ("name", "needs_teacher", "scales_with_epochs"),
+    "distiller": ("name", "task", "needs_teacher", "scales_with_epochs"),
     "teacher": ("name", "checkpoint"),
     "student": ("name", "checkpoint"),
     "model": ("name", "checkpoint"),
@@ -61,6 +61,8 @@ EXTRAS = {
     "hydra/launcher/submitit_slurm": "slurm",
     "hydra/launcher/ray": "ray",
 }
+
+DEFAULT_TASK = "eakd.classification.Classification"  # of files that name none
 
 EA = "ea_"  # an EA form's name is this and the method's
 
@@ -112,6 +114,26 @@ def method_files(folder: Path = CONFIGS) -> Iterator[str]:
         text = path.read_text(encoding="utf-8")
         if not path.stem.startswith(EA) and not re.search(r"^needs_teacher: false\b", text, re.M):
             yield path.relative_to(folder / "distiller").with_suffix("").as_posix()
+
+
+def check_domain(config: DictConfig) -> None:
+    """Refuse a method of one domain on data of another.
+
+    Raises:
+        UserError: with the methods that fit the data.
+    """
+    data, method = (config[key].get("task") or DEFAULT_TASK for key in ("data", "distiller"))
+    if data != method:
+        fitting = [
+            name
+            for name in method_files()
+            if (OmegaConf.load(CONFIGS / "distiller" / f"{name}.yaml").get("task") or DEFAULT_TASK)
+            == data
+        ]
+        raise UserError(
+            f"distiller: found {config.distiller.name}, a method for {method}, allowed with "
+            f"data={config.data.name} is {', '.join(fitting) or f'a method for {data}'}"
+        )
 
 
 @functools.cache

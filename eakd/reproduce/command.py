@@ -34,7 +34,10 @@ def reproduce(config: DictConfig) -> str:
     check_choice("select", config.select, ("last", "best"))
     name = "nothing" if OmegaConf.is_missing(config, "table") else config.table
     table = make_table(
-        load_table(name), *(plain(config[key]) for key in ("pairs", "methods", "variants"))
+        load_table(name),
+        pairs=plain(config.pairs),
+        methods=plain(config.methods),
+        variants=plain(config.variants),
     )
     plan = make_plan(
         table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class Difference:
     """A method against the baseline, seed by seed.
 
     Attributes:
-        mean: of the differences, in percentage points.
+        mean: of the differences, in the metric's unit.
         low, high: its 95 % confidence interval (Student's t).
         p: two-sided paired t-test.
         seeds: how many seeds both have.
@@ -34,19 +34,52 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method's accuracies over its seeds, in percent.
+    """One method's results over its seeds, in the first metric of its runs.
 
     ``last`` and ``best`` hold one value per seed, in the order of ``seeds``. ``best`` is the
-    highest accuracy of any epoch on the split that chose it, and flatters when that is the test
-    split.
+    highest value of any epoch on the split that chose it, and flatters when that is the test split.
+
+    Attributes:
+        heading: the metric's name and unit, such as ``top-1 %``.
+        seconds: of each run.
     """
 
     method: str
+    heading: str
     seeds: tuple[int, ...]
     last: tuple[float, ...]
     best: tuple[float, ...]
     seconds: tuple[float, ...]
     difference: Difference | None
+
+
+# Headings of summaries from before they had any, which are all of image classification.
+OLD_HEADINGS = {"top1": "top-1 %", "top5": "top-5 %"}
+
+
+def metrics_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """Name → heading with unit of what a run was measured by; the first chose its best epoch."""
+    if "metrics" in run:
+        return run["metrics"]
+    names = (key.removesuffix("_last") for key in run if key.endswith("_last"))
+    return {name: OLD_HEADINGS.get(name, name) for name in names}
+
+
+def first_metric(runs: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """Name and heading of the metric that runs are compared by.
+
+    Raises:
+        UserError: runs with different first metrics.
+    """
+    found: dict[str, str] = {}
+    for run in runs:
+        found |= [*metrics_of(run).items()][:1]
+    if len(found) > 1:
+        raise UserError(
+            f"runs: found some measured by {' and some by '.join(found)}, allowed are runs of one "
+            "metric; narrow runs"
+        )
+    return next(iter(found.items()), ("", "metric"))
 
 
 def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
@@ -82,7 +115,7 @@ def label(run: dict[str, Any], by: Sequence[str] = ("method",)) -> str:
 
 
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    """Compare two ``{seed: accuracy}`` on the seeds they share; ``None`` below two."""
+    """Compare two ``{seed: value}`` on the seeds they share; ``None`` below two."""
     from scipy import stats
 
     seeds = sorted(set(values) & set(baseline))
@@ -108,12 +141,14 @@ def compare(
     Args:
         runs: summaries of `read_runs`.
         baseline: the group that differences are taken against.
-        select: ``"last"`` or ``"best"``, the accuracy that differences use.
+        select: ``"last"`` or ``"best"``, the value that differences use.
         by: what tells groups apart, see `label`.
 
     Raises:
-        UserError: two runs of one group share a seed, so that a mean would mix settings.
+        UserError: two runs of one group share a seed, so that a mean would mix settings, or runs
+            have different first metrics.
     """
+    metric, heading = first_metric(runs)
     groups: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for run in runs:
         group, seed = groups[label(run, by)], run["seed"]
@@ -126,21 +161,22 @@ def compare(
             )
         group[seed] = run
 
-    def accuracies(name: str) -> dict[int, float]:
-        return {seed: run[f"top1_{select}"] for seed, run in groups.get(name, {}).items()}
+    def values(name: str) -> dict[int, float]:
+        return {seed: run[f"{metric}_{select}"] for seed, run in groups.get(name, {}).items()}
 
     rows = []
     for name, by_seed in groups.items():
         ordered = [by_seed[seed] for seed in sorted(by_seed)]
         against = None
         if name != baseline:
-            against = paired_difference(accuracies(name), accuracies(baseline))
+            against = paired_difference(values(name), values(baseline))
         rows.append(
             Row(
                 method=name,
+                heading=heading,
                 seeds=tuple(sorted(by_seed)),
-                last=tuple(run["top1_last"] for run in ordered),
-                best=tuple(run["top1_best"] for run in ordered),
+                last=tuple(run[f"{metric}_last"] for run in ordered),
+                best=tuple(run[f"{metric}_best"] for run in ordered),
                 seconds=tuple(run["seconds"] for run in ordered),
                 difference=against,
             )
@@ -157,9 +193,10 @@ def spread(values: tuple[float, ...], digits: int = 2) -> str:
 
 
 def to_markdown(rows: list[Row], baseline: str = "kd", select: str = "last") -> str:
-    """The comparison as a Markdown table; every number says which accuracy it is."""
+    """The comparison as a Markdown table; every number says which one it is."""
+    heading = rows[0].heading if rows else "metric"
     lines = [
-        "| method | seeds | last top-1 % | best top-1 % | seconds a run "
+        f"| method | seeds | last {heading} | best {heading} | seconds a run "
         f"| {select} vs {baseline}, paired (95 % interval, p) |",
         "|---|---|---|---|---|---|",
     ]
@@ -199,28 +236,32 @@ def report(
 
 
 def plot_curves(runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("method",)) -> None:
-    """Test accuracy over epochs: the mean of each method's seeds and the band they span."""
+    """The test metric over epochs: the mean of each method's seeds and the band they span.
+
+    Raises:
+        UserError: runs with different first metrics.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
 
-    curves = defaultdict(list)
+    metric, heading = first_metric(runs)
+    curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for run in runs:
-        lines = read_metrics(run["directory"])
-        curves[label(run, by)].append([line["test_top1"] for line in lines])
+        lines = [line for line in read_metrics(run["directory"]) if f"test_{metric}" in line]
+        curves[label(run, by)].append({line["epoch"]: line[f"test_{metric}"] for line in lines})
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for name, values in curves.items():
-        shortest = min(map(len, values))
-        stacked = np.array([curve[:shortest] for curve in values])
-        epochs = np.arange(1, shortest + 1)
+        epochs = sorted(set.intersection(*map(set, values)))  # that all seeds were evaluated after
+        stacked = np.array([[curve[epoch] for epoch in epochs] for curve in values])
         (line,) = axes.plot(epochs, stacked.mean(axis=0), label=f"{name} (n = {len(values)})")
         axes.fill_between(
             epochs, stacked.min(axis=0), stacked.max(axis=0), alpha=0.15, color=line.get_color()
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel("test top-1 accuracy (%)")
+    axes.set_ylabel(f"test {heading}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

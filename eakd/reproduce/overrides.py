@@ -1,4 +1,4 @@
-"""The overrides that all runs of a table get: read, checked against the table, turned for teachers."""
+"""The overrides that all runs of a table get: what they may set, and what teachers keep of them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check_overrides(overrides: Any, table: Table) -> list[str]:
     instead = dict.fromkeys(of_cells, "variants=[…]") | INSTEAD
     for text in overrides:
         if not isinstance(text, str):
-            raise UserError(f"overrides: found {text!r}, allowed is a quoted text: \"KEY=VALUE\"")
+            raise UserError(f'overrides: found {text!r}, allowed is a quoted text: "KEY=VALUE"')
         override = read(text)
         if override.is_sweep_override():
             raise UserError(

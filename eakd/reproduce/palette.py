@@ -1,4 +1,4 @@
-"""How methods look in every chart: a colour for a method and its EA form, which is the filled one."""
+"""How methods look in every chart: one colour for a method and its EA form, which is filled."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from eakd.errors import UserError, check_choice, check_number
 from eakd.reproduce.overrides import check_overrides, of_teacher
 from eakd.reproduce.table import Cell, Table, method_overrides, pair_overrides
 from eakd.training.find_teacher import manifest_entry, teacher_files
+from eakd.training.hints import written
 from eakd.training.lock import describe, read_owner
 from eakd.training.record import differences, read_json, read_metrics
 
@@ -121,9 +122,10 @@ def make_plan(
     """
     check_choice("protocol", protocol, PROTOCOLS)
     check_choice("scale", scale, SCALES)
+    if not isinstance(seeds, list | tuple | range) or not seeds:
+        found = "an empty list" if isinstance(seeds, list | tuple | range) else repr(seeds)
+        raise UserError(f"seeds: found {found}, allowed is a list of integers >= 0")
     seeds = tuple(dict.fromkeys(seeds))
-    if not seeds:
-        raise UserError("seeds: found an empty list, allowed is a list of integers >= 0")
     for seed in seeds:
         check_number("seeds", seed, at_least=0, integer=True)
     overrides = check_overrides(overrides, table)
@@ -132,7 +134,11 @@ def make_plan(
         common, epochs, about = _smoke(table)
     else:
         common, epochs, about = [f"data={table.data}", f"recipe={protocol}"], None, ABOUT[scale]
-    common += [*overrides, f"output_root={output_root}", f"checkpoint_root={root}"]
+    common += [
+        *overrides,
+        f"output_root={written(output_root)}",
+        f"checkpoint_root={written(root)}",
+    ]
     tracked = "tracking=wandb" in overrides
 
     cells: dict[Cell, dict[int, Job]] = {}
@@ -169,7 +175,7 @@ def _smoke(table: Table) -> tuple[list[str], int, str]:
                 f"scale: found smoke, but no plan.{key} in the file of data={table.data}, allowed "
                 "is paper or short"
             )
-    network = [f"teacher.{key}={value}" for key, value in table.smoke_teacher.items()]
+    network = [f"teacher.{key}={written(value)}" for key, value in table.smoke_teacher.items()]
     text = plan.get("smoke_text", f"{plan['smoke_epochs']} epochs with {' '.join(plan['smoke'])}")
     about = f"{text}, whatever the table's data set"
     return [*plan["smoke"], *network], plan["smoke_epochs"], about
@@ -222,7 +228,7 @@ def _scale(config: DictConfig, scale: str, epochs: int | None) -> tuple[DictConf
     config = config.copy()
     for key, value in values.items():
         OmegaConf.update(config, key, value)
-    return config, [f"{key}={value}".replace(" ", "") for key, value in values.items()]
+    return config, [f"{key}={written(value)}" for key, value in values.items()]
 
 
 def _jobs(

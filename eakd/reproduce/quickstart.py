@@ -9,8 +9,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from eakd.config import compose
-from eakd.files import write_atomically
-from eakd.reproduce.comparison import compare, plot_curves, read_runs, to_markdown
+from eakd.files import write_text
+from eakd.reproduce.comparison import (
+    compare,
+    first_metric,
+    plot_curves,
+    read_runs,
+    to_markdown,
+)
 from eakd.training.run import run
 
 
@@ -39,16 +45,17 @@ def quickstart(config: DictConfig) -> str:
     runs = read_runs(directories[1:])  # without the teacher's
     order = {method: position for position, method in enumerate(config.methods)}
     runs.sort(key=lambda each: (order.get(each["method"], len(order)), each["seed"]))
-    first = runs[0]
+    first, (metric, heading) = runs[0], first_metric(runs)
     table = to_markdown(compare(runs, select=config.select), select=config.select)
-    teacher_top1 = next((r["teacher_top1"] for r in runs if "teacher_top1" in r), float("nan"))
+    taught = next((r[key] for r in runs if (key := f"teacher_{metric}") in r), float("nan"))
     text = (
-        f"# {config.student} on {config.data}, teacher {config.teacher} ({teacher_top1:.2f} %)\n\n"
-        f"Test top-1 in percent, mean ± sample standard deviation over seeds. *Last* is the final "
+        f"# {config.student} on {config.data}, teacher {config.teacher} "
+        f"({taught:.2f} {heading})\n\n"
+        f"Test {heading}, mean ± sample standard deviation over seeds. *Last* is the final "
         f"epoch ({first['epochs']}); *best* is the best epoch, chosen on the {first['selection']} "
         f"split.\n\n{table}\n"
     )
     folder = Path(config.output_root) / "quickstart"
-    write_atomically(folder / "comparison.md", lambda path: path.write_text(text, encoding="utf-8"))
+    write_text(folder / "comparison.md", text)
     plot_curves(runs, folder / "curves.png")
     return text

@@ -153,7 +153,8 @@ def make_table(
     for pair, method, variant in product(wanted_pairs, wanted_methods, wanted_variants):
         overrides: tuple[str, ...] = ()
         if method != "teacher":
-            overrides = (*pair_overrides(pair), *method_overrides(method, group), *settings[variant])
+            words = pair_overrides(pair) + method_overrides(method, group)
+            overrides = (*words, *settings[variant])
         paper = printed(definition["name"], pair, method, variant)
         cells.append(Cell(pair, method, variant, overrides, paper))
     added = [name for name in wanted_methods if name not in definition["methods"]]
@@ -221,7 +222,8 @@ def _chosen(
     """
     if wanted is None:
         return list(known)
-    wanted = list(dict.fromkeys([wanted] if isinstance(wanted, str) else map(str, wanted)))
+    wanted = wanted if isinstance(wanted, list | tuple) else [wanted]
+    wanted = list(dict.fromkeys(map(str, wanted)))
     if not wanted:
         raise UserError(f"{key}: found an empty list, allowed is null for {', '.join(known)}")
     for name in wanted:

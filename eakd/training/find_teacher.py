@@ -51,9 +51,7 @@ def find_checkpoint(
     if checkpoint != "auto":
         path = Path(checkpoint)
         if not path.is_file():
-            raise UserError(
-                f"{key}: found no file {checkpoint!r}, allowed is auto or a file"
-            )
+            raise UserError(f"{key}: found no file {checkpoint!r}, allowed is auto or a file")
         return path
     places = teacher_files(root, data, name)
     for path in places:

@@ -1,4 +1,4 @@
-"""Commands that messages print; they work when pasted. Imports no torch, so that plans are quick."""
+"""Commands that messages print, to be pasted. Imports no torch, so that plans are quick."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def teacher_command(config: DictConfig) -> str:
     default = OmegaConf.to_container(compose())
     for key in ("output_root", "checkpoint_root"):
         if raw.get(key, default[key]) != default[key]:
-            words.append(f"{key}={_value(raw[key])}")
+            words.append(f"{key}={written(raw[key])}")
     script = os.path.relpath(ROOT / "scripts" / "train.py")
     return shlex.join(["python", script, *config_dir_words(), *words])
 
@@ -79,7 +79,7 @@ def _changes(group: str, choice: str, wanted: dict[str, Any]) -> list[str]:
     """Overrides that turn a choice into ``wanted``; interpolations count as they are written."""
     found, wanted = (dict(_leaves(group, node)) for node in (_choice(group, choice), wanted))
     words = [
-        f"{'' if key in found else '+'}{key}={_value(value)}"
+        f"{'' if key in found else '+'}{key}={written(value)}"
         for key, value in wanted.items()
         if key not in found or found[key] != value
     ]
@@ -95,21 +95,21 @@ def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def _value(value: Any) -> str:
+def written(value: Any) -> str:
     """A value as it is written after ``KEY=`` on Hydra's command line, before the shell sees it."""
     if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
+        return f"[{','.join(map(written, value))}]"
     if isinstance(value, dict):
-        return f"{{{','.join(f'{_value(key)}:{_value(each)}' for key, each in value.items())}}}"
+        return f"{{{','.join(f'{written(key)}:{written(each)}' for key, each in value.items())}}}"
     if not isinstance(value, str):
         return "null" if value is None else str(value).lower()
-    return value if _reads_as(value, value) else QuotedString(value, Quote.double).with_quotes()
+    return value if _is_plain(value) else QuotedString(value, Quote.double).with_quotes()
 
 
-def _reads_as(text: str, value: str) -> bool:
-    """Whether Hydra takes an unquoted text for that string: not for a number, a list, a choice."""
+def _is_plain(text: str) -> bool:
+    """Whether Hydra takes an unquoted text for itself, not for a number, a list or a choice."""
     try:
         # In a list, so that what would end an element is quoted too.
-        return OverridesParser.create().parse_override(f"key=[{text}]").value() == [value]
+        return OverridesParser.create().parse_override(f"key=[{text}]").value() == [text]
     except HydraException:
         return False

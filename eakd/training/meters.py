@@ -67,8 +67,8 @@ class Meters:
         weighted = 0
         if total.weight is not None:
             weighted = total.weight.numel()
-            empty = total.weight.new_zeros(1)  # a step whose samples have no rows
-            weight = total.weight if weighted else empty
+            # The samples of a step may have no rows at all, and a mean over none is NaN.
+            weight = total.weight if weighted else total.weight.new_zeros(1)
             values |= {"weight": weight.mean(), "weight_square": weight.square().mean()}
         stacked = torch.stack([v.detach().float() for v in (*losses.values(), *values.values())])
         bad = (self.first_bad < 0) & ~stacked.isfinite().all()

@@ -46,7 +46,16 @@ class Recording:
             check_number("snapshots", value, above=0, integer=value >= 1)
 
     def snapshot_epochs(self, epochs: int) -> set[int]:
-        """The epochs of a run of ``epochs`` after which a snapshot is written."""
+        """The epochs of a run of ``epochs`` after which a snapshot is written.
+
+        Raises:
+            UserError: an epoch that the run does not have.
+        """
+        for value in self.snapshots:
+            if value > epochs:
+                raise UserError(
+                    f"snapshots: found {value}, allowed is at most {epochs}, the run's epochs"
+                )
         found = {max(1, round(v * epochs)) if v < 1 else int(v) for v in self.snapshots}
         return {epoch for epoch in found if epoch < epochs}
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import (
     build,
+    check_domain,
     config_hash,
     identity,
     method_label,
@@ -93,6 +94,7 @@ def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
 def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[str, Any]:
     began = time.perf_counter()
     # Everything that can be wrong is built before anything is written.
+    check_domain(config)
     recipe = build(config.recipe, "recipe")
     recording = build_recording(config)
     tracker = build(config.tracking, "tracking") if processes.first else NoTracking()

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from eakd.config import locate
+from eakd.config import DEFAULT_TASK, locate
 from eakd.errors import UserError
 
 if TYPE_CHECKING:  # planners import this module, without torch
@@ -21,9 +21,6 @@ if TYPE_CHECKING:  # planners import this module, without torch
     from eakd.distillers.base import Distiller, Terms
     from eakd.training.device import Compute
     from eakd.training.schedule import Recipe
-
-DEFAULT = "eakd.classification.Classification"
-
 
 class Data(Protocol):
     """The training batches of a run, and the splits that it is evaluated on.
@@ -102,12 +99,12 @@ class Task(Protocol):
 
 
 def load_task(name: str | None = None) -> Task:
-    """The task behind a data file's ``task`` key, `DEFAULT` where a file has none.
+    """The task behind a data file's ``task`` key, `DEFAULT_TASK` where a file has none.
 
     Raises:
         UserError: nothing of that name, or something that is no task.
     """
-    target = locate(name or DEFAULT, "data.task")
+    target = locate(name or DEFAULT_TASK, "data.task")
     try:
         task = target()
     except TypeError as error:

@@ -199,3 +199,24 @@ def test_data_of_another_recipe_is_refused():
     ):
         with pytest.raises(UserError, match=words):
             check_agreement(data, recipe, seed)
+
+
+def test_a_method_of_another_domain_is_refused(tmp_path):
+    for words, message in (
+        (
+            ["data=numbers", "teacher=tiny_gpt", "student=tiny_gpt", "distiller=kd"],
+            "error: distiller: found kd, a method for eakd.classification.Classification, allowed "
+            "with data=numbers is a method for toys.language.Language",
+        ),
+        (
+            ["data=digits", "distiller=toy/ea_words"],
+            "error: distiller: found words, a method for toys.language.Language, allowed with "
+            "data=digits is ctkd, dkd, dkd_ls, fcfd, kd",
+        ),
+    ):
+        process = start([*words, f"run_dir={tmp_path / 'run'}"])
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        (line,) = output.strip().splitlines()
+        assert line.startswith(message), line
+        assert not (tmp_path / "run").exists()

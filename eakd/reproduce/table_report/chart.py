@@ -37,7 +37,7 @@ def chart(report: Report) -> str:
     panels = [metric for metric in report.table.metrics if any(e.metric == metric for e in entries)]
     width = LEFT + len(panels) * (SIDE + LEFT) + (LEGEND if panels else SIDE)
     height = TOP + SIDE + BOTTOM if panels else 2 * TOP
-    title = f"The paper's {report.table.quantities} against ours, {report.select} epoch"
+    title = f"The paper's {escape(report.table.quantities)} against ours, {report.select} epoch"
     lines = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="{title}">',
@@ -91,7 +91,7 @@ def _panel(
             f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>',
             f'<text x="{left - 6}" y="{y}" dy="4" text-anchor="end">{value:g}</text>',
         ]
-    middle, shown = left + SIDE // 2, f"{metric} {report.table.unit}".rstrip()
+    middle, shown = left + SIDE // 2, escape(f"{metric} {report.table.unit}".rstrip())
     lines += [
         f'<path class="same" d="M{left} {bottom}L{left + SIDE} {TOP}"/>',
         f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">paper, {shown}</text>',

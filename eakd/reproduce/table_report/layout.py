@@ -41,7 +41,7 @@ class Grid:
 def grids(report: Report) -> list[Grid]:
     """What is printed, in order; a grid without rows is left out."""
     other = SELECT[1 - SELECT.index(report.select)]
-    found = [_accuracy_grid(report), _one_accuracy_grid(report, other)]
+    found = [_paper_grid(report), _our_grid(report, other)]
     found += [_gains_grid(report), _averages_grid(report)]
     return [grid for grid in found if grid.rows]
 
@@ -54,17 +54,23 @@ def headline(report: Report) -> str:
 def describe(report: Report) -> str:
     """How to read the grids."""
     finished = sum(run.summary is not None for run in report.runs)
-    # With a validation split, the best epoch is chosen there and its test accuracy is shown.
+    # With a validation split, the best epoch is chosen there and its value on test is shown.
     chosen = " and ".join(report.selection) or "test"
+    quantity = report.table.quantity
     return (
         f"{finished} of {len(report.runs)} runs are finished. Paper: its mean of five runs. Ours: "
-        "test accuracy in percent, mean ± sample standard deviation over seeds, in brackets how "
-        "many seeds. Last: after the final epoch. Best: of the epoch with the highest accuracy on "
-        f"the {chosen} split. Bold is the best, underlined the second best among a pair's methods, "
-        "or a method's variants, for the paper and ours separately. Gains are paired seed by seed, "
-        "with a two-sided t-test, corrected by Holm's method over the tests of this table; noise "
-        "is a corrected p of 0.05 or more."
+        f"test {quantity}{_unit(report.table.unit)}, mean ± sample standard deviation over seeds, "
+        "in brackets how many seeds. Last: after the final epoch. Best: of the epoch with the "
+        f"highest {quantity} on the {chosen} split. Bold is the best, underlined the second best "
+        "among a pair's methods, or a method's variants, for the paper and ours separately. Gains "
+        "are paired seed by seed, with a two-sided t-test, corrected by Holm's method over the "
+        "tests of this table; noise is a corrected p of 0.05 or more."
     )
+
+
+def _unit(unit: str, percent: str = "percent") -> str:
+    """A table's unit behind the word for a quantity."""
+    return f" in {percent if unit == '%' else unit}" if unit else ""
 
 
 def time_line(report: Report) -> str:
@@ -79,7 +85,7 @@ def address(run: Run) -> str:
 
 
 def progress(run: Run, report: Report) -> str:
-    """A finished run's accuracies, one for each metric, or what the run is instead."""
+    """A finished run's values, one for each metric, or what the run is instead."""
     if run.summary is None:
         return run.state
     return " / ".join(
@@ -149,15 +155,15 @@ def _our_score(report: Report, entry: Entry, which: str) -> Text:
     if entry.cell.method == "teacher":
         return _score(getattr(entry, which))
     runs = report.runs_of(entry.cell)
-    # One link to a run is enough: in the grid of the selected accuracy.
+    # One link to a run is enough: in the grid of the selected value.
     linked = [run for run in runs if run.summary is not None and which == report.select]
     return _score(getattr(entry, which), len(runs), linked)
 
 
-def _accuracy_grid(report: Report) -> Grid:
+def _paper_grid(report: Report) -> Grid:
     """The paper's number, ours and the difference below each other; of a table of its own, ours."""
     if not any(cell.paper for cell in report.table.cells):
-        return _one_accuracy_grid(report, report.select)
+        return _our_grid(report, report.select)
     columns, laid_out = _laid_out(report)
     rows = []
     for label, entries in laid_out:
@@ -177,12 +183,12 @@ def _accuracy_grid(report: Report) -> Grid:
     return Grid(_title(report, report.select), corner, columns, tuple(rows))
 
 
-def _one_accuracy_grid(report: Report, which: str) -> Grid:
+def _our_grid(report: Report, which: str) -> Grid:
     columns, laid_out = _laid_out(report)
     rows = [
         ((label,), tuple(_our_score(report, entry, which) for entry in entries))
         for label, entries in laid_out
-        # A teacher has one accuracy; its place is in the grid of the selected one.
+        # A teacher has no last and best epoch; its place is in the grid of the selected one.
         if which == report.select or any(entry.cell.method != "teacher" for entry in entries)
     ]
     return Grid(_title(report, which), (f"{report.table.rows}, ours",), columns, tuple(rows))
@@ -200,11 +206,13 @@ def _gains_grid(report: Report) -> Grid:
             str(gain.seeds),
             DASH if test is None else _p(test.p),
             DASH if gain.holm is None else _p(gain.holm),
-            *(gain.verdict, paper),
+            gain.verdict,
+            paper,
         )
         rows.append(((" − ".join(gain.names), ", ".join(place)), tuple(map(Text, texts))))
     columns = ("ours", "95 % interval", "seeds", "p", "Holm p", "verdict", "paper")
-    title = f"Gains, {report.select} epoch, in percentage points"
+    unit = _unit(report.table.unit, "percentage points")
+    title = f"Gains, {report.select} epoch{',' if unit else ''}{unit}"
     return Grid(title, ("gain", "at"), columns, tuple(rows))
 
 

@@ -7,11 +7,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from eakd.errors import check_choice
-from eakd.reproduce.comparison import Difference, paired_difference
+from eakd.reproduce.comparison import Difference, metrics_of, paired_difference
 from eakd.reproduce.table import Cell, Table, paper_numbers
 from eakd.reproduce.table_report.provenance import environment_lines, notes, one_line
 
@@ -24,7 +25,7 @@ SELECT = ("last", "best")
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy in percent.
+    """The value of a metric, in the table's unit.
 
     Attributes:
         mean: ``None`` where there is none yet.
@@ -134,7 +135,7 @@ class Report:
     """Everything that a report shows; all formats are renderings of it.
 
     Attributes:
-        select: ``"last"`` or ``"best"``: the accuracy that is compared.
+        select: ``"last"`` or ``"best"``: the value that is compared.
         selection: the splits that chose the best epochs.
         notes, environment: lines; warnings are among the notes.
         seconds: of each finished run.
@@ -153,7 +154,7 @@ class Report:
     seconds: tuple[float, ...]
 
     def ours(self, entry: Entry) -> Score:
-        """The selected one of ``entry``'s two accuracies."""
+        """The selected one of ``entry``'s two values."""
         return getattr(entry, self.select)
 
     def runs_of(self, cell: Cell) -> list[Run]:
@@ -175,10 +176,13 @@ def summarise(
     Args:
         results: the finished runs.
         folder: where the report will lie; places of runs are relative to it.
-        select: the accuracy that is compared with the paper and between cells.
+        select: the value that is compared with the paper and between cells.
         wanted_seeds: of every cell; the seeds of ``results`` are used beyond these too.
         states: what the unfinished runs are; ``"missing"`` where nothing is said.
         about: name → text, printed as lines.
+
+    Raises:
+        UserError: the runs do not measure what the table shows.
     """
     check_choice("select", select, SELECT)
     runs = []
@@ -196,6 +200,8 @@ def summarise(
     # Pairs with the same student share its runs without distillation: counted once.
     finished = list({run.place: run for run in runs if run.summary is not None}.values())
     summaries = [run.summary for run in finished]
+    for metric, summary in product(table.metrics, summaries):
+        check_choice(f"metrics of table {table.name}", metric, metrics_of(summary))
     gains = _gains(table, results, select)
     return Report(
         table=table,
@@ -212,7 +218,7 @@ def summarise(
     )
 
 
-def _accuracies(results: Results, cell: Cell, metric: str, which: str) -> dict[int, float]:
+def _values(results: Results, cell: Cell, metric: str, which: str) -> dict[int, float]:
     return {seed: run[f"{metric}_{which}"] for seed, run in sorted(results.get(cell, {}).items())}
 
 
@@ -232,14 +238,14 @@ def _entries(table: Table, results: Results) -> tuple[Entry, ...]:
                 last = best = Score(statistics.fmean(known) if known else None)
             else:
                 last, best = (
-                    Score.over(_accuracies(results, cell, metric, which).values())
-                    for which in SELECT
+                    Score.over(_values(results, cell, metric, which).values()) for which in SELECT
                 )
                 if cell.method != "none":
                     # Variants compete within a method, methods within a pair.
                     method = cell.method if len(table.variants) > 1 else ""
                     rivals[cell.pair, method, metric].append(len(entries))
-            entries.append(Entry(cell, metric, Score(cell.paper.get(metric)), last, best))
+            paper = Score(cell.paper.get(metric))
+            entries.append(Entry(cell, metric, paper=paper, last=last, best=best))
     for places in rivals.values():
         for which in ("paper", *SELECT):
             scores = [getattr(entries[place], which) for place in places]
@@ -263,7 +269,8 @@ def _gains(table: Table, results: Results, select: str) -> tuple[Gain, ...]:
     gains = []
     for cell, other in table.compared():
         for metric in table.metrics:
-            a, b = (_accuracies(results, each, metric, select) for each in (cell, other))
+            a = _values(results, cell, metric, select)
+            b = _values(results, other, metric, select)
             both = sorted(set(a) & set(b))
             differences = [a[seed] - b[seed] for seed in both]
             # Equal differences say nothing about chance: their t-test would claim certainty.
@@ -271,7 +278,9 @@ def _gains(table: Table, results: Results, select: str) -> tuple[Gain, ...]:
             known = metric in cell.paper and metric in other.paper
             gains.append(
                 Gain(
-                    *(cell, other, metric),
+                    cell=cell,
+                    other=other,
+                    metric=metric,
                     mean=statistics.fmean(differences) if both else None,
                     seeds=len(both),
                     test=paired_difference(a, b) if testable else None,
@@ -304,11 +313,12 @@ def _averages(table: Table, gains: Sequence[Gain]) -> tuple[Average, ...]:
         if meant:
             averages.append(
                 Average(
-                    name,
-                    statistics.fmean(gain.mean for gain in done) if done else None,
-                    *(len(done), len(meant)),
-                    statistics.fmean(paper) if paper else None,
-                    printed,
+                    name=name,
+                    ours=statistics.fmean(gain.mean for gain in done) if done else None,
+                    done=len(done),
+                    total=len(meant),
+                    paper=statistics.fmean(paper) if paper else None,
+                    printed=printed,
                 )
             )
     return tuple(averages)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from eakd.config import published
+from eakd.config import base_method, published
 from eakd.reproduce.table import Cell, Table, paper_numbers
 
 
@@ -42,7 +42,7 @@ def _warnings(table: Table, runs: Sequence[Finished]) -> Iterator[str]:
     for (epochs, full), count in sorted(short.items()):
         yield f"{epochs} epochs instead of the {full} of the authors' protocol in {_runs(count)}"
     for (teacher, metric), values in teachers.items():
-        if max(values) - min(values) > 0.015:  # accuracies are recorded in hundredths
+        if max(values) - min(values) > 0.015:  # more than the last of the digits that are shown
             yield (
                 f"{metric} of the teacher {teacher} is from {min(values):.2f} to "
                 f"{max(values):.2f} among the runs: different teacher files, precision or devices"
@@ -61,8 +61,10 @@ def _warnings(table: Table, runs: Sequence[Finished]) -> Iterator[str]:
 def paper_epochs(table: Table, cell: Cell) -> int:
     """The epochs of ``recipe=authors``, with which the paper's numbers were trained."""
     teacher, student = cell.pair.split("-")
-    names = {"data": table.data, "distiller": cell.method, "teacher": teacher, "student": student}
+    method = base_method(cell.method)
+    names = {"data": table.data, "distiller": method, "teacher": teacher, "student": student}
     config = OmegaConf.create({key: {"name": name} for key, name in names.items()})
+    config.weighting = {"kind": "uniform" if cell.method == method else "ea"}
     return published(config, "common.epochs", "authors.epochs")
 
 

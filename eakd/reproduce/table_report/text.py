@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
+from eakd.reproduce.comparison import first_metric
 from eakd.reproduce.table_report.layout import (
     Text,
     address,
@@ -132,9 +133,9 @@ def _tex_text(text: Text) -> str:
 # CSV
 
 COLUMNS = (
-    *("table", "pair", "method", "variant", "seed", "metric", "paper", "last", "best"),
-    *("best_epoch", "selection", "epochs", "seconds", "directory", "commit", "state"),
-)
+    "table", "pair", "method", "variant", "seed", "metric", "paper", "last", "best",
+    "best_epoch", "selection", "epochs", "seconds", "directory", "commit", "state",
+)  # fmt: skip
 
 
 def csv_text(report: Report) -> str:
@@ -160,7 +161,7 @@ def csv_text(report: Report) -> str:
             if run.summary is not None:
                 row |= {which: run.summary[f"{entry.metric}_{which}"] for which in SELECT}
                 row |= {key: run.summary.get(key) for key in ("selection", "epochs", "seconds")}
-                row["best_epoch"] = run.summary.get("top1_best_epoch")
+                row["best_epoch"] = run.summary.get(f"{first_metric([run.summary])[0]}_best_epoch")
                 row["commit"] = run.summary.get("environment", {}).get("commit")
             writer.writerow(row)
     return stream.getvalue()
