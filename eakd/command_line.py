@@ -28,7 +28,13 @@ log = logging.getLogger(__name__)
 
 # The user can put these right: a full, read-only, broken or forbidden place to write to.
 DISK_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
 }
 
 

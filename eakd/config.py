@@ -88,7 +88,8 @@ def register(config_dirs: Sequence[str] = ()) -> None:
             group, _, stem = f"distiller/{name}".rpartition("/")
             weighting = {"override /weighting@_global_.weighting": "ea"}
             # The name is relative to the group that is chosen from: distiller=language/ea_kd.
-            store.store(EA + stem, {"defaults": [f"{name}@_here_", weighting, "_self_"]}, group=group)
+            node = {"defaults": [f"{name}@_here_", weighting, "_self_"]}
+            store.store(EA + stem, node, group=group)
     for kind in KINDS[1:]:  # the first is a file, which holds what all share
         store.store(kind, {"defaults": ["uniform", "_self_"], "kind": kind}, group="weighting")
     for name, resolver in (
@@ -232,7 +233,7 @@ def method_label(config: DictConfig) -> str:
 
 
 def base_method(label: str) -> str:
-    """The method of a `method_label` under any weighting: ``kd`` of ``ea_kd`` and ``kd+teacher``."""
+    """The method behind a `method_label`: ``kd`` of ``ea_kd`` and of ``kd+teacher``."""
     return label.partition("+")[0].removeprefix(EA)
 
 
@@ -321,7 +322,8 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
                 f"{key}.{unknown[0]}: found a key that {name} does not take, allowed is {allowed}"
             )
     for k, parameter in parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        required = parameter.default is parameter.empty and not variadic
         if required and k not in arguments and k not in extra:
             raise UserError(f"{key}.{k}: found no value, which {name} needs")
     try:

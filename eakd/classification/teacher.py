@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eakd.classification.evaluation import evaluate
 from eakd.data import Pipeline
 from eakd.files import write_atomically, write_json
 from eakd.models.inference import prepare_teacher
 from eakd.models.weights import load_weights
 from eakd.training.device import Compute
-from eakd.classification.evaluation import evaluate
 from eakd.training.parallel import ALONE
 from eakd.training.record import read_json
 from eakd.weighting import entropy

@@ -193,6 +193,7 @@ class Pipeline:
             )
 
         size = data.train_images.nbytes + data.test_images.nbytes
+        # On the device, a batch is an index; from the host it is a copy that the step waits for.
         keep = size <= RESIDENT_BYTES if resident == "auto" else resident
         self._images, self._labels = {}, {}
         for split, images, labels in (
@@ -202,6 +203,7 @@ class Pipeline:
             tensor = _as_tensor(images)
             self._images[split] = tensor.to(device) if keep else tensor
             self._labels[split] = _as_tensor(labels).to(device)
+        # The same memory: "val" is a choice of rows, not a copy.
         self._images["val"], self._labels["val"] = self._images["train"], self._labels["train"]
         self.device = self._labels["train"].device  # "cuda" has become "cuda:0"
 
@@ -274,6 +276,7 @@ class Pipeline:
         order = self._members["train"][
             torch.randperm(n, generator=stream(self.seed, epoch, "order"))
         ]
+        # On both sides: images that stay on the host are indexed there, without asking the device.
         index = order.to(self.device)
         weak = self._draw_view(epoch, "weak")
         other = None if self.strong_view is None else self._draw_view(epoch, "strong")
@@ -315,6 +318,7 @@ class Pipeline:
         return self._evaluation(split, part)
 
     def _evaluation(self, split: str, part: tuple[int, int]) -> Iterator[Batch]:
+        # In the set's own order: sums in another order would round to other digits.
         members_of_part = self._members[split][_part(len(self._members[split]), part)]
         for members in members_of_part.split(self.eval_batch_size):
             index = members.to(self.device)
@@ -327,16 +331,19 @@ class Pipeline:
         if images.device == self.device:
             return images[index]
         batch = images[members]
+        # Only pinned memory is copied while the device computes.
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         return batch.to(self.device, non_blocking=True)
 
     def _draw_view(self, epoch: int, name: str) -> View:
         """Everything is drawn, used or not: switching the flips off leaves the crops alone."""
+        # The whole epoch at once, on the CPU: what a step draws depends neither on the device nor
+        # on the steps before it, so that an epoch can be entered anywhere.
         generator = stream(self.seed, epoch, name)
         n = self.train_size
         angles = self.rotation * (2 * torch.rand(n, dtype=torch.float64, generator=generator) - 1)
-        if self.device.type == "mps":
+        if self.device.type == "mps":  # which has no float64
             angles = angles.float()
         offsets = torch.randint(2 * self.crop_padding + 1, (n, 2), generator=generator)
         flips = torch.rand(n, generator=generator) < 0.5

@@ -237,7 +237,8 @@ class Distiller(nn.Module):
     def _weigh(self, source: Source, term: Tensor) -> tuple[Entropies | None, Tensor]:
         """The entropies of each row and its weight."""
         entropies = self._entropies(source)
-        if getattr(type(self.weighting), "__call__", None) is Weighting.__call__:
+        weighting = self.weighting
+        if isinstance(weighting, Weighting) and type(weighting).__call__ is Weighting.__call__:
             if entropies is not None:
                 return entropies, self.weighting.combine(entropies)
             if self.weighting.kind == "uniform":

@@ -60,10 +60,10 @@ def options(group: str) -> list[str]:
 def _group_words(group: str, node: dict[str, Any]) -> list[str]:
     """The overrides that compose ``node``: a choice of the group, then what differs from it."""
     name, choices = str(node.get("name")), options(group)
-    # Another network may have the name of a choice, and a choice another name than its file.
+    # Something else may be called as a choice is, and a choice not as its file is.
     if name in choices and _target(_choice(group, name)) == _target(node):
         choices = [name]
-    words = [[f"{group}={choice}", *_changes(group, choice, node)] for choice in choices]
+    words = [[f"{group}={c}", *_changes(group, _choice(group, c), node)] for c in choices]
     return min(words, key=len)
 
 
@@ -75,24 +75,18 @@ def _target(node: dict[str, Any]) -> Any:
     return node.get("_target_") or node.get("load", {}).get("_target_")
 
 
-def _changes(group: str, choice: str, wanted: dict[str, Any]) -> list[str]:
-    """Overrides that turn a choice into ``wanted``; interpolations count as they are written."""
-    found, wanted = (dict(_leaves(group, node)) for node in (_choice(group, choice), wanted))
-    words = [
-        f"{'' if key in found else '+'}{key}={written(value)}"
-        for key, value in wanted.items()
-        if key not in found or found[key] != value
-    ]
-    return words + [f"~{key}" for key in found if key not in wanted]
-
-
-def _leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a list is one value."""
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(f"{prefix}.{key}", value)
-    else:
-        yield prefix, node
+def _changes(key: str, found: Any, wanted: Any) -> Iterator[str]:
+    """Overrides that turn one node into another; interpolations count as they are written."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in {**found, **wanted}:
+            if name not in wanted:
+                yield f"~{key}.{name}"
+            elif name not in found:
+                yield f"+{key}.{name}={written(wanted[name])}"
+            else:
+                yield from _changes(f"{key}.{name}", found[name], wanted[name])
+    elif found != wanted:
+        yield f"{key}={written(wanted)}"
 
 
 def written(value: Any) -> str:

@@ -26,7 +26,9 @@ from eakd.training.tracking import NoTracking
 
 log = logging.getLogger(__name__)
 
-READ_EVERY = 25  # steps between two looks at the device's meters
+# Steps between two looks at the device's meters. A look waits for all steps in the device's queue,
+# so it must be rare; a NaN is noticed that late, so it must not be too rare.
+READ_EVERY = 25
 
 
 def train_epoch(
@@ -42,6 +44,7 @@ def train_epoch(
 ) -> Iterator[int]:
     """Train from ``progress`` to the end of its epoch; yields the number of steps done."""
     steps, first = data.steps_per_epoch, next(iter(task.metrics))
+    # In the optimiser's order, which is the same in all processes: gradients are summed as one row.
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     bar = tqdm(
         data.epoch(progress.epoch, progress.step),
@@ -52,12 +55,13 @@ def train_epoch(
         disable=not show_bar,
     )
     for step, batches in enumerate(bar, progress.step):
-        # By the step, so that a schedule doesn't depend on how the data is cut into epochs.
+        # Set before every step: a schedule within the epoch, and nothing to restore on resuming.
         lr = recipe.learning_rate(progress.epoch - 1 + step / steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         size = data.step_size(step)
         for batch in batches if isinstance(batches, list) else [batches]:
+            # The losses too, not the backward pass: that one repeats the types of the forward.
             with compute.autocast():
                 terms = distiller(batch, progress._replace(step=step))
                 total = distiller.total(terms)
@@ -123,11 +127,13 @@ def fit(
     seed = getattr(data, "seed", 0) if seed is None else seed
     check_agreement(data, recipe, seed)
     processes = compute.processes
+    # Asked of the first process, which writes: the others might look before or after a write.
     finished = processes.from_first(lambda: record.check_open().summary)
     if finished is not None:
         return finished
     task, tracker = task or load_task(), tracker or NoTracking()
-    # For layers like dropout; data and methods derive their numbers from (seed, epoch, step).
+    # For layers like dropout, which must draw other numbers in each process. Data and methods take
+    # theirs from (seed, epoch, step), so that they need no state.
     torch.manual_seed(seed + 1_000_003 * processes.rank)
     optimizer = make_optimizer(distiller, recipe, compute)
     state = State(seed, distiller, optimizer, data, compute, record)
@@ -141,6 +147,7 @@ def fit(
             line = run_epoch(epoch, task, state, recipe, recorder, inbox, show_bar)
             tracker.log(line)
             stopping = inbox.first(processes)
+            # After the last epoch there is nothing left to interrupt: finish, and be finished.
             if stopping and epoch < recipe.epochs:
                 inbox.obey(stopping, str(record.directory / LAST))
     result = recorder.result()
@@ -182,7 +189,7 @@ def run_epoch(
     meters.check_finite(epoch, last_good, processes)
     whole = meters.merged(processes)
     line = {"epoch": epoch, "lr": state.optimizer.param_groups[0]["lr"], **whole.summary()}
-    # After the summary, which waits for the device, and before the evaluation, which is no training.
+    # After the summary, which waits for the device, and before the evaluation: training's own time.
     spent = time.perf_counter() - began
     state.seconds += spent
     line |= {"train_seconds": spent, "samples_per_second": samples(data, start) / spent}
@@ -194,6 +201,7 @@ def run_epoch(
             result = task.evaluate(model, data, split, compute)
             line |= {f"{split}_{name}": value for name, value in result.items()}
     line |= state.distiller.scalars()
+    # Lines and weights first, then the checkpoint: what a kill in between leaves is written again.
     recorder.keep(epoch, line, whole)
     state.epoch = epoch
     state.begin_epoch()

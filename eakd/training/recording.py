@@ -54,7 +54,8 @@ class Recording:
         for value in self.snapshots:
             if value > epochs:
                 raise UserError(
-                    f"snapshots: found {value}, allowed is at most {epochs}, the run's epochs"
+                    f"record.snapshots: found {value}, allowed is at most {epochs}, the epochs of "
+                    "the run"
                 )
         found = {max(1, round(v * epochs)) if v < 1 else int(v) for v in self.snapshots}
         return {epoch for epoch in found if epoch < epochs}
@@ -108,7 +109,8 @@ class Recorder:
         record, ends = self.state.record, tuple(self.task.metrics)
         if record.writes:
             metadata = {k: str(v) for k, v in line.items() if k == "epoch" or k.endswith(ends)}
-            self.task.export(self.state.distiller.inference_model, record.directory / name, metadata)
+            student = self.state.distiller.inference_model
+            self.task.export(student, record.directory / name, metadata)
 
     def describe(self, line: dict[str, Any]) -> str:
         """``loss 1.2345, train 50.00, test 48.00 top-1 %, 900 samples/s``."""

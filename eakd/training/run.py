@@ -19,7 +19,6 @@ from eakd.config import (
     identity,
     method_label,
     needs_teacher,
-    plain,
     weighting_kind,
 )
 from eakd.errors import Diverged, Interrupted, UserError, check_number
@@ -28,9 +27,7 @@ from eakd.training.device import Compute
 from eakd.training.loop import fit
 from eakd.training.parallel import ALONE, Processes
 from eakd.training.record import RunRecord, environment
-from eakd.training.recording import Recording
-from eakd.training.schedule import Recipe
-from eakd.training.task import Built, Task, load_task
+from eakd.training.task import Built, load_task
 from eakd.training.tracking import NoTracking
 
 log = logging.getLogger(__name__)
@@ -67,8 +64,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return _run(config, processes)
     try:
         _run(config, processes)
-    except (UserError, Diverged):  # the first process raises the same
-        return None
+    except (UserError, Diverged):
+        return None  # the first process raises the same, and one line is enough
     except Interrupted:
         raise SystemExit(0) from None  # a sweep ends too
     return None
@@ -81,6 +78,8 @@ def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
             config.run_dir, identity(config), writes=processes.first, fresh=not config.resume
         )
     )
+    # Before anything is built: a sweep that is launched again skips a finished run in no time, even
+    # where neither data nor teacher lie any more.
     summary = processes.from_first(lambda: record.summary)
     if config.resume and summary is not None:
         log.info("finished before: %s", record.directory)
@@ -93,10 +92,12 @@ def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
 
 def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[str, Any]:
     began = time.perf_counter()
-    # Everything that can be wrong is built before anything is written.
+    # Everything that can be wrong is built before anything is written, cheap things first: a
+    # refusal leaves no trace, and comes before the data is decoded.
     check_domain(config)
     recipe = build(config.recipe, "recipe")
-    recording = build_recording(config)
+    recording = build(config.record, "record")
+    recording.snapshot_epochs(recipe.epochs)
     tracker = build(config.tracking, "tracking") if processes.first else NoTracking()
     compute = processes.in_turn(lambda: build_compute(config, processes))
     task = load_task(config.data.get("task"))
@@ -108,6 +109,7 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
         if summary is not None:  # finished by another process since the first look
             return summary
         write_hydra_files(record, config)
+        # Here and not at the end: a run that fails must tell where it ran.
         record.write_environment(device=str(compute.device), precision=compute.precision)
         try:
             names = start_tracking(tracker, record, config)
@@ -135,7 +137,7 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
                 "environment": environment(),
             }
             record.finish(summary)
-        finally:
+        finally:  # a tracker that is never closed keeps its process alive
             tracker.finish(summary)
     first = next(iter(task.metrics))
     log.info(
@@ -149,16 +151,6 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
         record.directory,
     )
     return summary
-
-
-def build_recording(config: DictConfig) -> Recording:
-    """What ``config.record`` asks to leave for figures."""
-    try:
-        recording = Recording(**plain(config.record))
-        recording.snapshot_epochs(config.recipe.epochs)
-    except UserError as error:
-        raise UserError(f"record.{error}") from error
-    return recording
 
 
 def start_tracking(

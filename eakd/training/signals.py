@@ -14,6 +14,7 @@ from eakd.training.parallel import Processes
 
 log = logging.getLogger(__name__)
 
+
 class Inbox:
     """The signals that have arrived.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # planners import this module, without torch
     from eakd.training.device import Compute
     from eakd.training.schedule import Recipe
 
+
 class Data(Protocol):
     """The training batches of a run, and the splits that it is evaluated on.
 

@@ -12,14 +12,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from eakd.classification import evaluate_checkpoint
+from eakd.classification.teacher import load_teacher
 from eakd.config import ROOT, compose
 from eakd.data import Pipeline, digits
 from eakd.errors import UserError
 from eakd.models import resnet8, resnet14
 from eakd.training import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry
-from eakd.classification import evaluate_checkpoint
-from eakd.classification.teacher import load_teacher
 
 COMPUTE = Compute.create("cpu", "float32")
 

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from eakd.config import compose
+from eakd.classification.build import build_model
+from eakd.config import build, compose
 from eakd.data.base import Batch
 from eakd.distillers.base import Progress
 from eakd.errors import UserError
 from eakd.training.device import Compute
-from eakd.classification.build import build_model
-from eakd.config import build
 from eakd.weighting import KINDS, Weighting
 
 PAIRS = [
@@ -100,7 +99,7 @@ def test_feature_methods_refuse_a_student_without_stages(method):
     with pytest.raises(UserError) as caught:
         distiller = build(
             *(config.distiller, "distiller"),
-                teacher=resnet8(100),
+            teacher=resnet8(100),
             student=student,
         )
         step(distiller)

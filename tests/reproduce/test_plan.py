@@ -1,18 +1,21 @@
 """Plans: the directories that the runs will have, their states, the time that remains."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from eakd.config import compose
+from eakd.config import compose, method_files
 from eakd.errors import UserError
 from eakd.reproduce.plan import describe_plan, estimate, make_plan, state_of
 from eakd.reproduce.speed import measure
 from eakd.reproduce.table import load_table, make_table
 from eakd.training.lock import RunLock
 from eakd.training.run import run
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def plan_of(name, tmp_path, **settings):
@@ -33,6 +36,31 @@ def test_planned_directories_are_those_of_the_command_lines(name, scale, protoco
     for job in plan.jobs[::4]:
         assert f"data={'digits' if scale == 'smoke' else plan.table.data}" in job.overrides
         assert Path(compose(list(job.overrides)).run_dir) == job.directory
+
+
+def directories(name, protocol="authors", scale="paper"):
+    plan = make_plan(
+        make_table(load_table(name)),
+        seeds=range(5),
+        protocol=protocol,
+        scale=scale,
+        checkpoint_root="/nonexistent",
+    )
+    return sorted(str(job.directory) for job in plan.jobs)
+
+
+def test_table_2_finds_the_runs_of_earlier_versions():
+    stored = (GOLDEN / "table2_directories.txt").read_text(encoding="utf-8").splitlines()
+    assert len(stored) == 525 and directories("2") == stored
+
+
+def test_every_table_finds_the_runs_of_earlier_versions():
+    digests = json.loads((GOLDEN / "directories.json").read_text(encoding="utf-8"))
+    assert len(digests) == 27
+    for words, digest in digests.items():
+        name, scale, protocol = words.split()
+        text = "\n".join(directories(name, protocol, scale))
+        assert hashlib.sha256(text.encode()).hexdigest() == digest, words
 
 
 def test_table_2_has_every_run_of_the_paper(tmp_path):
@@ -57,6 +85,78 @@ def test_short_is_a_twentieth_with_drops_at_the_same_fractions(tmp_path):
     methods = {job.kind.split()[2]: job.identified["distiller"] for job in plan.students}
     assert methods["dkd"]["warmup"] == methods["reviewkd"]["warmup_epochs"] == 1
     assert methods["fcfd"]["ramp_epochs"] == methods["ctkd"]["decay_epochs"] == 1
+
+
+@pytest.mark.parametrize("method", list(method_files()))
+def test_every_length_in_epochs_of_a_method_scales(method):
+    """The file of a method says which; a name that looks like one must be among them."""
+    node = compose([f"distiller={method}"]).distiller
+    lengths = [key for key in node if re.search("epochs$|^warmup", key)]
+    assert [key for key in lengths if key != "scales_with_epochs"] == list(
+        node.get("scales_with_epochs", [])
+    )
+
+
+SET = """
+name: {name}
+num_classes: 10
+load: {{_target_: eakd.data.digits}}
+mean: [0.3, 0.3, 0.3]
+std: [0.3, 0.3, 0.3]
+"""
+METHOD = """
+name: mine
+_target_: eakd.distillers.DKD
+temperature: 4.0
+alpha: 1.0
+beta: 1.0
+warmup: 40
+scales_with_epochs: [warmup]
+"""
+
+
+def test_data_sets_and_methods_say_what_a_plan_must_know(own_configs, tmp_path):
+    """Sets without such words are planned too, but for a smoke test and the time it takes."""
+    told = SET + "plan: {{samples: 4000, image_size: 16, smoke: [data=told], smoke_epochs: 3}}\n"
+    own_configs(
+        {
+            "data/told.yaml": told.format(name="told"),
+            "data/untold.yaml": SET.format(name="untold"),
+            "distiller/mine.yaml": METHOD,
+        }
+    )
+
+    def planned(data, scale):
+        definition = {**load_table("2"), "data": data}
+        table = make_table(definition, pairs=["resnet8-resnet8"], methods=["mine", "ea_mine"])
+        root = str(tmp_path)
+        return make_plan(table, seeds=[0], scale=scale, output_root=root, checkpoint_root=root)
+
+    smoke = planned("told", "smoke")
+    assert {job.epochs for job in smoke.jobs} == {3}
+    assert {job.identified["data"]["name"] for job in smoke.jobs} == {"told"}
+    assert smoke.about_scale == "3 epochs with data=told, whatever the table's data set"
+    short = planned("untold", "short")
+    assert [job.identified["distiller"]["warmup"] for job in short.students] == [2, 2]
+    for job in short.jobs:
+        assert Path(compose(list(job.overrides)).run_dir) == job.directory
+    with pytest.raises(
+        UserError, match=r"^scale: found smoke, but no plan\.smoke in .*data=untold"
+    ):
+        planned("untold", "smoke")
+    states = {job.directory: state_of(job) for job in short.jobs}
+    with pytest.raises(UserError, match=r"^measure: found no plan\.samples .* set untold, allowed"):
+        measure(short, states, 1, str(tmp_path))
+    assert not (tmp_path / "speed.json").exists()
+
+
+def test_networks_of_ones_own_are_planned(own_configs, tmp_path):
+    """Beside others, where networks are exchanged in a composed config."""
+    own_configs({"model/mine.yaml": "name: mine\n_target_: eakd.models.resnet8\n"})
+    plan = plan_of("2", tmp_path, pairs=["mine-resnet8", "resnet20-mine"], methods=["kd"])
+    for job in plan.jobs:
+        assert Path(compose(list(job.overrides)).run_dir) == job.directory
+    assert len(plan.teachers) == 2
 
 
 def test_teachers_of_other_scales_are_kept_apart(tmp_path, monkeypatch):
@@ -107,7 +207,8 @@ def one(tmp_path, tiny_with_teacher):
     overrides = [text for text in tiny_with_teacher if text.startswith(("data.", "recipe."))]
     root = next(text for text in tiny_with_teacher if text.startswith("checkpoint_root="))
     plan = plan_of(
-        *("control", tmp_path),
+        "control",
+        tmp_path,
         scale="smoke",
         pairs=["resnet8-resnet8"],
         variants=["ea"],
@@ -181,6 +282,7 @@ def test_a_directory_with_another_config_is_a_failure_and_untouched(one):
         ({"protocol": "mine"}, "protocol: found 'mine', allowed is one of authors, common"),
         ({"scale": "tiny"}, "scale: found 'tiny', allowed is one of paper, short, smoke"),
         ({"seeds": []}, "seeds: found an empty list"),
+        ({"seeds": 3}, "seeds: found 3, allowed is a list of integers >= 0"),
         ({"seeds": [-1]}, "seeds: found -1, allowed is an integer >= 0"),
     ],
 )

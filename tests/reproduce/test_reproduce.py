@@ -163,6 +163,35 @@ def test_a_lock_from_another_machine_is_respected(tmp_path):
     assert json.loads(lock.read_text()) == owner
 
 
+METHOD = """
+from eakd.distillers import KD
+
+
+class Mine(KD):
+    pass
+"""
+
+
+@pytest.mark.parametrize("launcher", [[], WORKERS])
+def test_a_method_of_ones_own(launcher, tmp_path, monkeypatch):
+    """From a directory of configs, through any launcher, with its EA form."""
+    (tmp_path / "my configs" / "distiller").mkdir(parents=True)
+    (tmp_path / "my configs" / "distiller" / "mine.yaml").write_text(
+        "defaults: [kd, _self_]\nname: mine\n_target_: mine_of_tests.Mine\n"
+    )
+    (tmp_path / "mine_of_tests.py").write_text(METHOD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    words = ["--config-dir", "my configs", "table=2", "scale=smoke", "seeds=[0]", *launcher]
+    words += ["pairs=[resnet14-resnet8]", "methods=[mine,ea_mine,mine+matched]"]
+    output = reproduce(tmp_path, *words)
+    assert "3 of 3 runs are finished" in output and "| ea_mine − mine |" in output
+    (command,) = re.findall(r"^- Command: (.*)$", output, re.M)
+    assert f"'--config-dir={tmp_path}/my configs' table=2" in command
+    for path in finished(tmp_path):
+        assert path.parts[-3] in ("none", "mine", "ea_mine", "mine+matched")
+    assert len(finished(tmp_path)) == 4
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_work(tmp_path):
     processes = [start(tmp_path, *SMALL, "seeds=[0,1,2]") for _ in range(2)]
@@ -216,10 +245,13 @@ def test_killed_three_times_the_report_is_that_of_an_undisturbed_run(tmp_path):
         (["table=5"], "error: table: found '5', allowed is one of 1, 2, 3, 4, 7, 8, control"),
         (["table=1", "mode=go"], "error: mode: found 'go', allowed is one of plan, run, status"),
         (["table=1", "pairs=[a-b]"], "error: pairs: found 'a-b', allowed is one of resnet32x4-"),
-        (["table=1", "methods=[dkd]"], "error: methods: found 'dkd', allowed is one of kd"),
+        (["table=1", "methods=[xkd]"], "error: methods: found 'xkd', allowed is one of kd, ctkd"),
         (["table=1", "protocol=x"], "error: protocol: found 'x', allowed is one of authors"),
         (["table=1", "protocl=x"], "error: protocl: found an unknown key, allowed is one of table"),
         (["table=1", 'overrides=["recipe.x=1"]'], "error: recipe.x: found an unknown key"),
+        (["table=1", 'overrides=["seed=1"]'], "error: overrides: found 'seed=1'"),
+        (["table=1", "overrides=x"], "error: overrides: found 'x', allowed is a list"),
+        (["table=1", "seeds=1"], "error: seeds: found 1, allowed is a list"),
     ],
 )
 def test_bad_input_is_one_line(words, message, tmp_path):

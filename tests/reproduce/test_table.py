@@ -1,9 +1,12 @@
 """Tables of the paper: every printed number has a run, and every run the right settings."""
 
+import re
+
 import pytest
 
 from eakd.config import compose, method_label
 from eakd.errors import UserError
+from eakd.reproduce.plan import make_plan
 from eakd.reproduce.table import load_table, make_table, paper_numbers, printed, table_names
 
 TABLES = [name for name in table_names() if name != "control"]
@@ -73,12 +76,73 @@ def test_narrowing():
     assert make_table(definition, pairs="vgg13-vgg8").pairs == ("vgg13-vgg8",)
 
 
+def words_of(definition, method, **narrow):
+    """What the first cell of a method adds to the pair."""
+    return make_table(definition, methods=[method], **narrow).at(method=method)[0].overrides[2:]
+
+
+def test_any_method_under_any_weighting_can_be_in_a_table():
+    definition = load_table("2")
+    assert words_of(definition, "kd_ls") == ("distiller=kd_ls",)
+    assert words_of(definition, "ea_dkd_ls") == ("distiller=ea_dkd_ls",)
+    words = words_of(definition, "kd+matched")
+    assert words == ("distiller=kd", "weighting=matched")
+    assert method_label(compose(list(words))) == "kd+matched"
+    methods = ["kd+matched", "ea_kd_ls", "dkd_ls", "kd_ls", "kd"]
+    table = make_table(definition, methods=methods, pairs=["vgg13-vgg8"])
+    assert table.methods == ("teacher", "kd", *methods[:-1])
+    assert [(a.method, b.method) for a, b in table.compared()] == [
+        ("kd+matched", "kd"),
+        ("ea_kd_ls", "kd_ls"),
+    ]
+
+
+def test_a_table_of_weightings_takes_plain_methods_only():
+    definition = load_table("8")
+    assert words_of(definition, "dkd", variants=["base"]) == ("distiller=dkd", "weighting=teacher")
+    for method in ("ea_kd", "kd+matched"):
+        with pytest.raises(UserError, match=rf"methods: found '{re.escape(method)}'.*, dkd_ls, "):
+            make_table(definition, methods=[method])
+    with pytest.raises(UserError, match="^(?!.*ea_).*$"):
+        make_table(definition, methods=["xkd"])
+
+
+def test_methods_of_ones_own(own_configs):
+    mine = "name: mine\n_target_: my.Method\n"
+    alone = "name: alone\n_target_: my.Labels\nneeds_teacher: false\n"
+    own_configs({"distiller/mine.yaml": mine, "distiller/alone.yaml": alone})
+    table = make_table(load_table("2"), methods=["alone", "mine", "ea_mine", "mine+student"])
+    assert table.methods == ("teacher", "alone", "mine", "ea_mine", "mine+student")
+    with pytest.raises(UserError, match=r"methods: found 'ea_alone', .*, mine, .*METHOD\+WEIGHT"):
+        make_table(load_table("2"), methods=["ea_alone"])
+
+
+def test_methods_of_a_group(own_configs):
+    kd = "name: kd\n_target_: my.KD\n"
+    own_configs({"distiller/language/kd.yaml": kd, "distiller/language/none.yaml": kd})
+    definition = {**load_table("2"), "group": "language", "methods": ["kd", "ea_kd"]}
+    assert words_of(definition, "ea_kd") == ("distiller=language/ea_kd",)
+    config = compose(list(make_table(definition).cells[1].overrides))
+    assert config.distiller._target_ == "my.KD" and method_label(config) == "ea_kd"
+    with pytest.raises(UserError, match="methods: found 'dkd', allowed is one of kd, ea_kd, "):
+        make_table(definition, methods=["dkd"])
+    plan = make_plan(make_table(definition), seeds=[0], checkpoint_root="/nonexistent")
+    assert "distiller=language/none" in plan.teachers[0].overrides
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"pairs": ["vgg13"]}, r"pairs: found 'vgg13', allowed is one of resnet32x4-.*two models"),
         ({"pairs": ["vgg13-vgg9"]}, r"pairs: found 'vgg13-vgg9'"),
         ({"methods": ["ea"]}, r"methods: found 'ea', allowed is one of teacher, none, kd, ea_kd"),
+        (
+            {"methods": ["ea"]},
+            r"methods: .*, ea_kd_ls, .*, or METHOD\+WEIGHTING such as kd\+matched",
+        ),
+        ({"methods": ["kd+heavy"]}, r"methods: found 'kd\+heavy'"),
+        ({"methods": ["teacher+ea"]}, r"methods: found 'teacher\+ea'"),
+        ({"methods": 3}, r"methods: found '3'"),
         ({"methods": []}, r"methods: found an empty list"),
         ({"variants": ["ea"]}, r"variants: found 'ea'"),
     ],

@@ -5,7 +5,7 @@ A sample is an image, a row of the loss is one of its regions: `Terms.sample` sa
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,8 @@ class Scenes:
     def batch(self, indices):
         features, labels = zip(*(self.images[i] for i in indices), strict=True)
         image = [torch.full((len(found),), place) for place, found in enumerate(labels)]
-        return Regions(torch.cat(features), torch.cat(labels), torch.cat(image), torch.tensor(indices))
+        columns = map(torch.cat, (features, labels, image))
+        return Regions(*columns, torch.tensor(indices))
 
     def epoch(self, epoch, start=0):
         order = torch.randperm(self.train_size, generator=stream(self.seed, epoch)).tolist()
@@ -87,7 +88,7 @@ class RegionKD(Distiller):
 
 
 class Detection:
-    metrics = {"regions": "regions %"}
+    metrics: ClassVar = {"regions": "regions %"}
 
     def build(self, config, recipe, compute):
         data = build(config.data.load, "data", batch_size=recipe.batch_size, seed=config.seed)

@@ -7,7 +7,7 @@ and the step has one denominator, the characters of all its micro-batches.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,7 @@ def accuracy(logits, batch):
 
 
 class Language:
-    metrics = {"characters": "characters %"}
+    metrics: ClassVar = {"characters": "characters %"}
 
     def build(self, config, recipe, compute):
         lines = build(config.data.load, "data")
@@ -145,5 +145,5 @@ class Language:
 
 def number_lines(count: int = 200) -> list[str]:
     """``17: one, seven.`` and so on."""
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     return [f"{i}: {', '.join(words[int(digit)] for digit in str(i))}." for i in range(count)]

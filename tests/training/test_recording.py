@@ -247,6 +247,7 @@ def test_snapshots_are_the_student_of_that_epoch(tiny_with_teacher, tmp_path):
         ("record.snapshots=[-1]", "record.snapshots: found -1"),
         ("record.snapshots=[1.5]", "record.snapshots: found 1.5, allowed is an integer > 0"),
         ("record.snapshots=[half]", "record.snapshots: found 'half'"),
+        ("+record.every=3", "record.every: found a key that eakd.training.Recording does not take"),
         ("record.snapshots=[99]", "record.snapshots: found 99, allowed is at most 2"),
     ],
 )

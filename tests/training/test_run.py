@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from eakd.classification import build as build_module
 from eakd.config import compose
 from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, UserError
-from eakd.classification import build as build_module
 from eakd.training.run import run
 
 ROOT = Path(__file__).parents[2]
