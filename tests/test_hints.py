@@ -100,7 +100,7 @@ def test_a_known_network_and_set_are_called_by_their_names(monkeypatch, tmp_path
     monkeypatch.chdir(ROOT)
     assert teacher_command(compose()) == f"python {words}"
     monkeypatch.chdir(tmp_path)  # from where the script has another path
-    assert teacher_command(compose()) == f"python {os.path.relpath(ROOT)}/{words}"
+    assert teacher_command(compose()) == f"python {ROOT}/{words}"
 
 
 def test_an_evaluation_names_the_same_command(tmp_path):
@@ -128,6 +128,24 @@ def test_the_command_runs_in_a_shell_and_then_the_students_does(images, tmp_path
     assert result.returncode == 0, result.stderr
     assert (tmp_path / ODD / "mine" / "resnet8.safetensors").is_file()
     assert run(compose(overrides))["teacher"] == "resnet8"
+
+
+def test_the_command_names_the_directory_of_ones_own_configs(tmp_path):
+    folder = tmp_path / "my configs"
+    for name, text in {
+        "data/mine.yaml": "defaults: [digits, _self_]\nname: called otherwise\n",
+        "model/net.yaml": "name: net\n_target_: eakd.models.resnet8\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    words = [sys.executable, "scripts/train.py", f"--config-dir={folder}", "data=mine"]
+    words += ["teacher=net", f"output_root={tmp_path}", f"checkpoint_root={tmp_path}"]
+    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    rest = shlex.split(command_in(refused.stderr.strip()))[1:]
+    assert {"data=mine", "student=net"} < set(rest) and len(rest) == 8
+    words = [sys.executable, *rest, "--cfg", "job", "--package", "student"]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "eakd.models.resnet8" in shown.stdout, shown.stderr
 
 
 def test_the_way_out_of_damaged_checkpoints(tiny, tmp_path):

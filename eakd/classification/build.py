@@ -21,6 +21,7 @@ from eakd.errors import UserError, check_choice
 from eakd.models.weights import load_weights
 from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry
+from eakd.training.hints import teacher_command
 from eakd.training.parallel import synchronize_batchnorm
 from eakd.training.run import build_compute
 from eakd.training.schedule import Recipe
@@ -155,7 +156,14 @@ def build_teacher(
     root = Path(config.checkpoint_root)
     name = config.teacher.name
     entry = manifest_entry(MANIFEST, config.data.name, name)
-    path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry)
+    path = find_checkpoint(
+        config.teacher.checkpoint,
+        config.data.name,
+        name,
+        root,
+        entry,
+        command=lambda: teacher_command(config),
+    )
     model = build_model(config.teacher, "teacher", data.num_classes)
     # The published accuracy belongs to the zoo's files, not to teachers trained here.
     expected = None if path.suffix == ".safetensors" else entry.get("top1")
@@ -173,7 +181,15 @@ def evaluate_checkpoint(config: DictConfig) -> dict[str, float]:
     model = build_model(config.model, "model", data.num_classes)
     root, name = Path(config.checkpoint_root), config.model.name
     entry = manifest_entry(MANIFEST, config.data.name, name)
-    path = find_checkpoint(config.checkpoint, config.data.name, name, root, entry)
+    path = find_checkpoint(
+        config.checkpoint,
+        config.data.name,
+        name,
+        root,
+        entry,
+        command=lambda: teacher_command(config),
+        key="checkpoint",
+    )
     load_weights(model, path)
     result = evaluate(compute.place(model), data.evaluation("test"), compute)
     print(f"{path}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % on {data.name} test")

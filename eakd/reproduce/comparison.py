@@ -13,6 +13,9 @@ from typing import Any
 from eakd.errors import UserError, check_choice
 from eakd.training.record import differences, read_json, read_metrics
 
+# Headings of summaries from before they had any, which are all of image classification.
+OLD_HEADINGS = {"top1": "top-1 %", "top5": "top-5 %"}
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -51,10 +54,6 @@ class Row:
     best: tuple[float, ...]
     seconds: tuple[float, ...]
     difference: Difference | None
-
-
-# Headings of summaries from before they had any, which are all of image classification.
-OLD_HEADINGS = {"top1": "top-1 %", "top5": "top-5 %"}
 
 
 def metrics_of(run: Mapping[str, Any]) -> dict[str, str]:

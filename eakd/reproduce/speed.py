@@ -37,8 +37,9 @@ def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str)
         if kind in known:
             continue
         config = compose(list(job.overrides))
-        samples, batch = _fact(config, "samples"), config.recipe.batch_size
-        seconds = seconds_per_step(_benchmark(config), steps) * -(-samples // batch)
+        samples, recipe = _fact(config, "samples"), config.recipe
+        epoch = recipe.steps_per_epoch or -(-samples // recipe.batch_size)
+        seconds = epoch * seconds_per_step(_benchmark(config), steps)
         speeds: dict[str, Any] = read_json(path) or {}
         speeds.setdefault(device, {})[kind] = seconds
         write_json(path, speeds)  # after each: the rest may be interrupted

@@ -32,7 +32,7 @@ def find_checkpoint(
     root: Path,
     entry: dict[str, Any],
     *,
-    command: str | Callable[[], str] | None = None,
+    command: Callable[[], str] | None = None,
     key: str = "teacher.checkpoint",
 ) -> Path:
     """The file behind ``teacher.checkpoint``.
@@ -40,9 +40,9 @@ def find_checkpoint(
     Args:
         checkpoint: a path, or ``"auto"``: ``root/<data>/<name>.safetensors`` or ``.pth``, then a
             download if ``entry`` has a URL and a SHA-256.
-        command: what trains the network, see `eakd.training.hints.teacher_command`, or a function
-            that says so, since that takes a second; by default, the command for a data set and a
-            network that are called as their config files are.
+        command: says what trains the network, see `eakd.training.hints.teacher_command`, which
+            takes a second; by default, the command for a data set and a network that are called as
+            their config files are.
         key: of ``checkpoint``, for messages.
 
     Raises:
@@ -64,9 +64,8 @@ def find_checkpoint(
     source = entry.get("source")
     published = f"unpack {source} and pass {key}=FILE, or " if source else ""
     default = f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
-    command = command() if callable(command) else command or default
     # The command ends the line, so that it is easy to copy.
     raise UserError(
         f"{key}: found no trained {name} for {data} ({places[0]}); {published}train it with: "
-        f"{command}"
+        f"{command() if command else default}"
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -36,8 +36,9 @@ def teacher_command(config: DictConfig) -> str:
     for key in ("output_root", "checkpoint_root"):
         if raw.get(key, default[key]) != default[key]:
             words.append(f"{key}={written(raw[key])}")
-    script = os.path.relpath(ROOT / "scripts" / "train.py")
-    return shlex.join(["python", script, *config_dir_words(), *words])
+    script, here = ROOT / "scripts" / "train.py", Path.cwd()
+    script = script.relative_to(here) if script.is_relative_to(here) else script
+    return shlex.join(["python", str(script), *config_dir_words(), *words])
 
 
 def config_dir_words() -> list[str]:

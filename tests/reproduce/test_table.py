@@ -103,7 +103,7 @@ def test_a_table_of_weightings_takes_plain_methods_only():
     for method in ("ea_kd", "kd+matched"):
         with pytest.raises(UserError, match=rf"methods: found '{re.escape(method)}'.*, dkd_ls, "):
             make_table(definition, methods=[method])
-    with pytest.raises(UserError, match="^(?!.*ea_).*$"):
+    with pytest.raises(UserError, match=r"^(?!.*ea_).*$"):
         make_table(definition, methods=["xkd"])
 
 

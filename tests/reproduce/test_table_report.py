@@ -15,6 +15,7 @@ from scipy import stats
 from eakd.config import compose
 from eakd.errors import UserError
 from eakd.reproduce import read_runs
+from eakd.reproduce.palette import looks
 from eakd.reproduce.table import load_table, make_table
 from eakd.reproduce.table_report import insert_block, markdown, summarise, write_report
 from eakd.reproduce.table_report.layout import grids
@@ -73,9 +74,8 @@ def noisy(of, root, seeds=range(3), finished=1.0):
                 top5 = round(cell.paper.get("top5", 92.0) + rng.gauss(0, 0.5), 2)
                 best = (round(top1 + 0.11, 2), round(top5 + 0.07, 2))
                 epochs = paper_epochs(of, cell)
-                results.setdefault(cell, {})[seed] = run(
-                    *(root, cell, seed, (top1, top5), best, epochs)
-                )
+                summary = run(root, cell, seed, (top1, top5), best, epochs)
+                results.setdefault(cell, {})[seed] = summary
     return results
 
 
@@ -432,6 +432,46 @@ def test_numbers_land_in_their_cells(tmp_path):
     assert "|  | ours | 93.00 (1 of 3) |" in text and "top-1" in text
 
 
+def test_a_table_of_another_quantity_says_nothing_of_accuracy(tmp_path):
+    definition = load_table("2") | {
+        "name": "texts",
+        "title": "Instructions, ROUGE-L <1>",
+        "metrics": ["rouge", "exact"],
+        "pairs": ["resnet20-resnet8"],
+        "methods": ["teacher", "kd", "ea_kd"],
+        "quantity": "<score>",
+        "quantities": "<scores>",
+        "unit": "points",
+    }
+    of = make_table(definition)
+    cells = [replace(c, paper={"rouge": 23.0 + n, "exact": 5.0}) for n, c in enumerate(of.cells)]
+    of = replace(of, cells=tuple(cells))
+    results = {}
+    for cell in cells[1:]:
+        for seed in range(3):
+            each = run(tmp_path, cell, seed, 0.0, epochs=240)
+            each = {k: v for k, v in each.items() if not re.search("top[15]", k)}
+            each |= {"metrics": {"rouge": "ROUGE-L", "exact": "exact %"}, "rouge_best_epoch": 7}
+            each |= {f"{m}_{w}": 20.0 + seed for m in of.metrics for w in ("last", "best")}
+            results.setdefault(cell, {})[seed] = each | {"teacher_rouge": 30.0}
+    files = written(of, results, tmp_path)
+    for kind, text in files.items():
+        assert not re.search(r"top.?[15]|accurac|percent", text), kind
+    assert "Ours: test &lt;score> in points, mean" in files["md"]
+    assert "the highest &lt;score> on the test split" in files["md"]
+    assert "## Gains, last epoch, in points" in files["md"]
+    assert "paper, rouge points</text>" in files["svg"] and "<scores>" not in files["svg"]
+    assert "| teacher, rouge | paper | 23.00 |" in files["md"] and "| 30.00 |" in files["md"]
+    assert {row["best_epoch"] for row in rows_of(files["csv"])} == {"", "7"}
+    plain = replace(of, unit="", quantity="value", quantities="values")
+    text = written(plain, results, tmp_path)["md"]
+    assert "test value, mean" in text and "## Gains, last epoch\n" in text
+
+    older = {cell: {0: run(tmp_path, cell, 0, 1.0)} for cell in cells[1:]}
+    with pytest.raises(UserError, match=r"metrics of table texts: found 'rouge', .* top1, top5"):
+        written(of, older, tmp_path)
+
+
 def test_variants_compete_within_their_method(tmp_path):
     report = summary_of(table("8"), {}, tmp_path)
     best = [(e.cell.method, e.cell.variant) for e in report.entries if e.paper.mark == "best"]
@@ -567,12 +607,22 @@ def test_the_chart_has_a_dot_for_each_cell(tmp_path):
     sums = [x + y for x, y in titles.values()]
     assert max(sums) - min(sums) < 0.3 and sum(own) < min(sums) - 1
     assert svg.count('class="spread"') == 1
-    looks = dict(
+    shown = dict(
         re.findall(r'<circle cx="\d+" cy="\d+" r="5" (.*?)/>\n<text.*?>(\w+)<', svg)[i][::-1]
         for i in range(15)
     )
-    assert looks["kd"] != looks["ea_kd"] and 'fill="none"' in looks["kd"]
-    assert len(set(looks.values())) == 15
+    assert shown["kd"] != shown["ea_kd"] and 'fill="none"' in shown["kd"]
+    assert len(set(shown.values())) == 15
+
+
+def test_a_method_and_its_ea_form_share_a_colour():
+    names = ["kd", "ea_kd", "kd+matched", "dkd", "ea_mld", "ea_100", "uniform"]
+    found = looks(names)
+    assert list(found) == names
+    assert found["kd"].colour == found["ea_kd"].colour
+    assert not found["kd"].filled and found["ea_kd"].filled
+    assert all(found[name].filled for name in names[2:])
+    assert len(set(found.values())) == len({look.colour for look in found.values()}) + 1 == 7
 
 
 def test_names_cannot_break_out(tmp_path):
