@@ -344,6 +344,10 @@ def explain_config(error: Exception, config_name: str) -> str:
         group, _, found = str(error.missing_cfg_file).rpartition("/")
         return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"
     text = " ".join(str(error).split())
+    # Met where another key takes the value over: the message names both.
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing[1]}: found no value, give one: {missing[1]}=…"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text}"
     unknown = re.search(r"Could not override '([^'@]+)'", text)

@@ -184,7 +184,7 @@ def _check_size(
     if (train, test) != (TRAIN_SIZE, TEST_SIZE) and not allow_subset:
         raise UserError(
             f"root: found {train} training and {test} test images in {path}, allowed is "
-            f"{TRAIN_SIZE} and {TEST_SIZE}: fetch the set again, or set allow_subset=true"
+            f"{TRAIN_SIZE} and {TEST_SIZE}: fetch the set again, or set data.allow_subset=true"
         )
 
 

@@ -140,7 +140,7 @@ def locate(
     what = "without it" if root.exists() else "which does not exist"
     raise UserError(
         f"root: found {root}, {what}, allowed is {archive.title} itself or a folder with "
-        f"{' or '.join(places)}; download=true fetches {archive.url}"
+        f"{' or '.join(places)}; data.download=true fetches {archive.url}"
     )
 
 
@@ -223,7 +223,7 @@ def _tiny_listing(source: Source, allow_subset: bool) -> Listing:
                     raise UserError(
                         f"root: found {found[label]} images of class {name} in "
                         f"{source.describe(split)}, allowed is {count}: fetch the set again, or "
-                        f"set allow_subset=true"
+                        f"set data.allow_subset=true"
                     )
     return Listing(tuple(classes), train, test)
 
