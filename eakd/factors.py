@@ -1,8 +1,8 @@
 """The reweighting factors, as a table: a new weighting is one line here.
 
 Each is ``f(teacher_entropy, student_entropy, bound)`` on tensors of one shape, in nats; ``bound``
-is a number. Its name is a value of ``weighting=``. The table imports nothing, so that the command line
-can list its names without torch.
+is a number. Its name is a value of ``weighting=``. The table imports nothing, so that the command
+line can list its names without torch.
 """
 
 from __future__ import annotations
