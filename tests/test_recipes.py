@@ -118,7 +118,7 @@ def test_ea_changes_the_weighting_and_only_mld_ls_besides(pair):
     for method in METHODS:
         plain_cell, ea = cell(pair, method), cell(pair, f"ea_{method}")
         assert ea["recipe"] == plain_cell["recipe"]
-        distiller = plain_cell["distiller"] | {"name": f"ea_{method}"}
+        distiller = dict(plain_cell["distiller"])
         if method == "mld_ls":
             assert distiller["kd_weight"] in (6.0, 9.0)
             distiller["kd_weight"] = 4.0

@@ -81,9 +81,12 @@ def assert_same_metrics(one, two, tolerance=METRICS):
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - {*TIMES, "weight_std"}:
-            # An accuracy counts images, and one whose two largest logits are equal may go over.
-            one_image = 0.1 if key.startswith("test_") else None
-            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=one_image), key
+            # Counts of samples jump: one whose two largest logits, or one with another whose
+            # entropies, are as good as equal may change sides.
+            jump = None
+            if tolerance > METRICS and ("top" in key or key.startswith("share_")):
+                jump = 0.005 if key.startswith("share_") else 1.2 if "train" in key else 0.2
+            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=jump), key
         if "weight_std" in a:  # a small difference of large squares
             assert a["weight_std"] == pytest.approx(b["weight_std"], abs=2e-3)
 
