@@ -102,7 +102,7 @@ def register(config_dirs: Sequence[str] = ()) -> None:
 def config_dirs(words: Sequence[str]) -> list[str]:
     """The absolute values of ``--config-dir`` (``-cd``) on a command line."""
     found = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         flag, _, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
             found.append(str(Path(value or following).absolute()))

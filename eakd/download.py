@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eakd.errors import UserError
+from eakd.errors import UserError, check_name
 from eakd.files import sync_directory
 
 
@@ -52,7 +52,9 @@ def download(
     Raises:
         UserError: it cannot be fetched or is not what was published; nothing is left then.
     """
-    target = folder / (filename or archive.filename)
+    filename = filename or archive.filename
+    check_name("the name of the download", filename)
+    target = folder / filename
     advice = f"fetch {archive.url} (SHA-256 {archive.sha256}) elsewhere and put it at {target}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import errno
+import os
 import signal
+import stat
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -32,21 +36,105 @@ def check_number(
     numeric = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
     if (
         not numeric
-        or not math.isfinite(value)
+        or not abs(value) <= sys.float_info.max  # NaN, infinite, or an integer beyond any float
         or (above is not None and value <= above)
         or (at_least is not None and value < at_least)
         or (at_most is not None and value > at_most)
     ):
-        raise UserError(f"{name}: found {value!r}, allowed is {allowed}")
+        raise UserError(f"{name}: found {shortened(value)}, allowed is {allowed}")
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raise `UserError` unless ``value`` is one of ``allowed``."""
     allowed = list(allowed)
-    if value not in allowed:
+    # True equals 1, and is not meant by it.
+    if not any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in allowed):
         raise UserError(
-            f"{name}: found {value!r}, allowed is one of {', '.join(map(str, allowed))}"
+            f"{name}: found {shortened(value)}, allowed is one of {', '.join(map(str, allowed))}"
         )
+
+
+def check_name(name: str, value: object) -> None:
+    """Raise `UserError` unless ``value`` is text that can be the name of a file or folder.
+
+    It is part of paths, so it must not lead elsewhere, hide what is called by it, or be too long
+    for what is added to it: 1 to 100 bytes of UTF-8, printable, without slashes and backslashes,
+    no dot at the start, no blank at either end.
+    """
+    if (
+        not isinstance(value, str)
+        or not value.isprintable()
+        or not 1 <= len(value.encode()) <= 100
+        or value.startswith(".")
+        or value != value.strip()
+        or "/" in value
+        or "\\" in value
+    ):
+        raise UserError(
+            f"{name}: found {shortened(value)}, allowed is a "
+            f"name of 1 to 100 bytes, printable, without / and \\, no dot first, no blank first or "
+            f"last"
+        )
+
+
+def check_boolean(name: str, value: object) -> None:
+    """Raise `UserError` unless ``value`` is true or false; 1 and ``"true"`` are neither."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name}: found {shortened(value)}, allowed is true or false")
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise `UserError` unless ``value`` is text, and not empty."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise UserError(
+            f"{name}: found the number {shortened(value)}, allowed is a text, in quotes of its own "
+            f"if it looks like a number: '{name}=\"{shortened(value)}\"'"
+        )
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise UserError(f"{name}: found {shortened(value)}, allowed is a text that is not empty")
+
+
+def check_folder(name: str, value: object) -> None:
+    """Raise `UserError` unless ``value`` is the path of a folder, or of one that can be made."""
+    check_text(name, value)
+    path = Path(str(value))
+    problem = _unusable(path)
+    if problem:
+        raise UserError(f"{name}: found {shortened(value)}, allowed is a folder's path ({problem})")
+
+
+def check_file(name: str, value: object) -> None:
+    """Raise `UserError` unless a file can be written to the path ``value``."""
+    check_text(name, value)
+    path = Path(str(value))
+    problem = "that is a folder" if os.path.isdir(path) else _unusable(path.parent, path.name)
+    if problem:
+        raise UserError(f"{name}: found {shortened(value)}, allowed is a file's path ({problem})")
+
+
+def _unusable(folder: Path, *names: str) -> str | None:
+    """Why there can be no such folder, or no such name in it."""
+    try:
+        if any(len(os.fsencode(part)) > 255 for part in (*folder.parts, *names)):
+            return os.strerror(errno.ENAMETOOLONG)
+        for place in (folder, *folder.parents):
+            try:
+                is_folder = stat.S_ISDIR(place.stat().st_mode)
+            except FileNotFoundError:
+                if place.is_symlink():
+                    return f"{place} is a link to nothing"
+                continue
+            return None if is_folder else f"{place} is no folder"
+    except (OSError, ValueError) as error:  # a cycle of links, a folder that may not be entered
+        return str(getattr(error, "strerror", None) or error)
+    return None
+
+
+def shortened(value: object) -> str:
+    """``repr`` of a value, in one line of at most 120 characters."""
+    text = value if isinstance(value, str) else ""
+    found = repr(value) if not text or text.isprintable() else ascii(value)
+    return found if len(found) <= 120 else f"{found[:120]}..."
 
 
 class Diverged(RuntimeError):

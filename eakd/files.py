@@ -2,44 +2,82 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-import tempfile
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+LEFTOVER = 3600.0  # seconds of silence after which a temporary file may be a killed process's
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` on a temporary neighbour of ``path``, flush it to disk, then rename it.
+
+    ``write`` fills that file, which is there and empty, and must not put another in its place.
+    The file gets the permissions that the process's umask leaves, as any new file does. Neighbours
+    that writers of ``path`` left when they were killed are removed.
 
     Raises:
         OSError: naming ``path``, when the disk is full, or whatever else the system refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)  # first: they may be what fills the disk
     with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        # Not by `tempfile`, whose files are 0600: only here does the system apply the umask.
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
             sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary neighbours of ``path`` that nobody is writing any more.
+
+    They are silent for an hour, which goes for writers on other machines, and no process here has
+    the number in their name.
+    """
+    # Without a number: of versions until 0.2.
+    name = re.compile(rf"\.{re.escape(path.name)}\.(?:(\d+)\.)?[a-z0-9_]{{8}}\.tmp")
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            match = name.fullmatch(entry.name)
+            if not match or (match[1] and _lives(int(match[1]))):
+                continue
+            with contextlib.suppress(OSError):  # gone, or somebody else's
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER:
+                    os.unlink(entry.path)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process on this machine has the number; the age alone decides on Windows."""
+    if os.name != "posix":  # where this call would end it
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Let what the system refuses inside name ``path``.
 
-    A failed write has no file name, torch reports its own confusion instead, and safetensors puts
-    the system's number into a sentence.
+    A failed write has no file name, and torch reports its own confusion instead.
     """
     try:
         yield
@@ -47,13 +85,11 @@ def writing(path: Path) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not (isinstance(cause, OSError) and cause.errno):
             cause = cause.__context__
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        if cause is None and told is None:
+        if cause is None:
             raise
-        if cause is not None and cause.filename and Path(cause.filename).parent != path.parent:
+        if cause.filename and Path(cause.filename).parent != path.parent:
             raise  # about another file, which it names
-        number = cause.errno if cause is not None else int(told[1])
-        raise OSError(number, os.strerror(number), str(path)) from error
+        raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
 
 
 def sync_directory(directory: Path) -> None:

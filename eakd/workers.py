@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import stat
 import tempfile
 import threading
 import time
@@ -113,8 +114,11 @@ def claim(sweep: int, count: int) -> int:
         import fcntl
     except ImportError:  # not on Windows
         return os.getpid() % count
-    path = Path(tempfile.gettempdir()) / f"eakd-workers-{os.getuid()}.lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        file = _open_lock()
+    except OSError as error:
+        log.warning("%s: workers may share a slot", error)
+        return os.getpid() % count
     give_up = time.monotonic() + 30
     while True:
         for slot in range(count):
@@ -127,3 +131,31 @@ def claim(sweep: int, count: int) -> int:
             log.warning("found no free slot among %d workers, sharing one", count)
             return os.getpid() % count
         time.sleep(0.1)  # the worker that this one replaces is still ending
+
+
+def _open_lock() -> int:
+    """The descriptor of the user's lock file, which lies where everybody may write.
+
+    Raises:
+        OSError: in one line; nothing but a plain file of this user's own is opened and locked.
+    """
+    path = Path(tempfile.gettempdir()) / f"eakd-workers-{os.getuid()}.lock"
+    # Not through a link to a file elsewhere, and without waiting for the other end of a pipe.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        file = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise OSError(
+            f"{path}: found no lock file to open ({error.strerror}); remove it, or set TMPDIR"
+        ) from error
+    found = os.fstat(file)
+    # A second name could be a file of the user's that somebody else linked there.
+    mine = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_nlink == 1
+    if not mine:
+        os.close(file)
+        raise OSError(
+            f"{path}: found a file that is not this user's own lock; remove it, or set TMPDIR"
+        )
+    if stat.S_IMODE(found.st_mode) != 0o600:
+        os.fchmod(file, 0o600)  # others who may open it could hold every slot
+    return file

@@ -130,13 +130,27 @@ def without_name(recipe):
 
 
 @pytest.mark.parametrize("data", ["cifar100", "tiny_imagenet"])
-def test_common_is_one_protocol_and_the_data_sets_own(data):
+def test_common_is_one_protocol_and_the_public_zoos(data):
     pair = ("resnet32x4", "resnet8x4")
-    own = composed(f"data={data}")["recipe"]
-    assert own["name"] == {"cifar100": "cifar", "tiny_imagenet": "tiny_imagenet"}[data]
+    name = {"cifar100": "cifar", "tiny_imagenet": "tiny_imagenet"}[data]
+    own = composed(f"data={data}", f"recipe={name}")["recipe"]
+    assert own["name"] == name
     for method in ("kd", "mld", "ea_mld_ls", "fcfd"):
         found = cell(pair, method, "common", data)["recipe"]
         assert found["name"] == "common" and without_name(found) == without_name(own)
+
+
+@pytest.mark.parametrize("data", ["cifar100", "tiny_imagenet"])
+@pytest.mark.parametrize("method", [*METHODS, *(f"ea_{method}" for method in METHODS)])
+def test_a_command_without_a_recipe_trains_the_published_protocol(method, data):
+    words = [f"data={data}", "teacher=resnet32x4", "student=resnet8x4", f"distiller={method}"]
+    default = compose(words)
+    assert default.recipe.name == "authors"
+    assert run_name(default) == run_name(compose([*words, "recipe=authors"]))
+    # The others keep the directories of runs from before.
+    older = run_name(compose([*words, "recipe=cifar" if data == "cifar100" else f"recipe={data}"]))
+    moved = {"mld", "mld_ls", "fcfd"}
+    assert (older != run_name(default)) is (method.removeprefix("ea_") in moved)
 
 
 def test_authors_and_common_differ_where_they_should():
@@ -200,7 +214,8 @@ def test_one_computation_has_one_directory():
     assert name("distiller=mld_ls", "weighting=ea") == name("distiller=ea_mld_ls")
     assert name("distiller=ea_mld_ls", "weighting=uniform") == name("distiller=mld_ls")
     assert name("recipe=authors") == name("recipe=common") == name()
-    assert name("recipe=authors", "distiller=mld") != name("distiller=mld")
+    assert name("recipe=authors", "distiller=mld") == name("distiller=mld")
+    assert name("recipe=common", "distiller=mld") != name("distiller=mld")
     beta = ("teacher=vgg13", "student=vgg8", "distiller=dkd")
     assert name(*beta, "distiller.beta=6") == name(*beta) != name(*beta, "distiller.beta=8")
 

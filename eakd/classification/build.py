@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from eakd.distillers.base import Distiller
 from eakd.errors import UserError, check_choice
 from eakd.models.weights import load_weights
 from eakd.training.device import Compute
-from eakd.training.find_teacher import find_checkpoint, manifest_entry
+from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
 from eakd.training.hints import teacher_command
 from eakd.training.parallel import synchronize_batchnorm
 from eakd.training.run import build_compute
@@ -55,20 +56,40 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
     if synchronize:
         student = synchronize_batchnorm(student)
     student = compute.place(student)
-    teacher, metrics, ranking = None, {}, None
+    teacher, metrics, ranking, inputs = None, {}, None, {}
     if needs_teacher(config):
         fold = config.fold_batchnorm and method.folds_teacher
         teacher, metrics, path = build_teacher(config, data, compute, fold)
+        inputs["teacher_digest"] = weights_digest(path)
         if config.record.dynamics:
             temperature = getattr(weighting, "entropy_temperature", 3.0)
             cache = Path(config.checkpoint_root) / "evaluations"
-            ranking = entropies_of_training_set(teacher, path, data, compute, temperature, cache)
+            ranking = entropies_of_training_set(
+                teacher, path, data, compute, temperature, cache, network=network_text(config)
+            )
     distiller = build_distiller(config, student, teacher, weighting, data.image_size, compute)
     if synchronize:  # what the method trains besides the student, which it may hold lists of
         for name, module in distiller.named_children():
             if module is not student:
                 setattr(distiller, name, synchronize_batchnorm(module))
-    return Built(data, distiller, metrics, ranking)
+    return Built(data, distiller, metrics, ranking, inputs)
+
+
+def find_inputs(config: DictConfig) -> dict[str, str]:
+    """Digests of the data set and the teacher's file as they lie there; nothing is downloaded.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    load = config.data.load.copy()
+    if "download" in load:
+        load.download = False
+    found = {"data_fingerprint": build(load, "data").fingerprint}
+    if needs_teacher(config):
+        root, name = Path(config.checkpoint_root), config.teacher.name
+        path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry={})
+        found["teacher_digest"] = weights_digest(path)
+    return found
 
 
 def build_weighting(config: DictConfig, compute: Compute) -> Any:
@@ -168,9 +189,23 @@ def build_teacher(
     # The published accuracy belongs to the zoo's files, not to teachers trained here.
     expected = None if path.suffix == ".safetensors" else entry.get("top1")
     teacher, metrics = load_teacher(
-        model, path, data, compute, fold, expected, cache=root / "evaluations"
+        model,
+        path,
+        data,
+        compute,
+        fold,
+        expected,
+        cache=root / "evaluations",
+        network=network_text(config),
     )
     return teacher, metrics, path
+
+
+def network_text(config: DictConfig) -> str:
+    """What besides its weights decides what the teacher answers, such as its input size."""
+    node = plain(config.teacher)
+    node.pop("checkpoint", None)
+    return json.dumps(node, sort_keys=True, default=str)
 
 
 def evaluate_checkpoint(config: DictConfig) -> dict[str, float]:

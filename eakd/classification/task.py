@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from eakd.classification.build import build_run
+from eakd.classification.build import build_run, find_inputs
 from eakd.classification.evaluation import evaluate
 from eakd.data import Pipeline
 from eakd.data.base import Batch
@@ -27,6 +27,9 @@ class Classification:
 
     def build(self, config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
         return build_run(config, recipe, compute)
+
+    def inputs(self, config: DictConfig) -> Mapping[str, str]:
+        return find_inputs(config)
 
     def measure(self, batch: Batch, terms: Terms) -> dict[str, Tensor]:
         logits, targets = terms.student_logits.detach(), batch.targets

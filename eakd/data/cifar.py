@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 import zlib
@@ -17,8 +18,15 @@ import numpy as np
 
 from eakd.data.base import ImageData
 from eakd.data.cache import Allocate, Labels, cached
-from eakd.data.folders import class_folders, locate, read
-from eakd.data.source import MAX_FILE_BYTES, open_source, signature
+from eakd.data.folders import Listing, class_folders, load, locate
+from eakd.data.source import (
+    MAX_FILE_BYTES,
+    Source,
+    open_source,
+    printable,
+    read_regular,
+    signature,
+)
 from eakd.download import Archive
 from eakd.errors import UserError, check_choice
 
@@ -140,14 +148,14 @@ def _load(
     landmarks = ("train", *version.test)
     path = locate(root, landmarks, places, version.archive, fetch=download)
     files = [path / file for file in version.files]
-    if path.is_file() and path.suffix != ".zip":
+    if os.path.isfile(path) and path.suffix.lower() != ".zip":
         key, members = signature(path), partial(_tar_members, version, path)
-    elif any(file.is_file() for file in files):
+    elif any(map(os.path.isfile, files)):
         for file in files:
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise UserError(
-                    f"root: found no {file}, allowed is a complete {version.folder}: fetch the "
-                    f"set again"
+                    f"root: found no {printable(file)}, allowed is a complete "
+                    f"{version.folder}: fetch the set again"
                 )
         key, members = " ".join(map(signature, files)), partial(_file_members, files)
     else:
@@ -164,13 +172,13 @@ def _load_folders(
 ) -> ImageData:
     with closing(open_source(path)) as source:
 
-        def build(allocate: Allocate) -> Labels:
+        def arrange(source: Source) -> Listing:
             listing = class_folders(source, numbered=True)
             _check_size(version, path, *map(len, listing), allow_subset)
-            return read(source, listing, allocate, size=(32, 32))
+            return listing
 
-        key = f"folders {allow_subset} {source.signature()}"
-        return cached(version.name, key, cache_dir, build)
+        key = f"folders {allow_subset}"
+        return load(version.name, source, arrange, cache_dir, key, size=(32, 32))
 
 
 def _check_size(
@@ -189,10 +197,13 @@ def _check_size(
 
 
 def _file_members(files: list[Path]) -> dict[str, bytes]:
-    try:
-        return {file.name: file.read_bytes() for file in files}
-    except OSError as error:
-        raise _damaged(Path(error.filename), error.strerror) from error
+    members = {}
+    for file in files:
+        try:
+            members[file.name], _ = read_regular(file)
+        except OSError as error:
+            raise _damaged(file, error.strerror or error) from error
+    return members
 
 
 def _tar_members(version: _Version, path: Path) -> dict[str, bytes]:
@@ -215,7 +226,8 @@ def _tar_members(version: _Version, path: Path) -> dict[str, bytes]:
 def _damaged(path: Path, reason: object) -> UserError:
     reason = " ".join(str(reason).split()) or type(reason).__name__
     return UserError(
-        f"root: found {path} damaged ({reason}), allowed is a complete copy: fetch it again"
+        f"root: found {printable(path)} damaged ({reason}), allowed is a complete copy: fetch it "
+        f"again"
     )
 
 

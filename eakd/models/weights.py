@@ -1,4 +1,4 @@
-"""Reading and writing trained weights: this package's safetensors and the public zoo's files."""
+"""Trained weights: from files of many programs into networks, and from networks into files."""
 
 from __future__ import annotations
 
@@ -7,65 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from eakd.errors import UserError
 from eakd.files import write_atomically
+from eakd.models.weight_files import TIED, listed, load_state
 
-# Keys under which checkpoints keep the weights, and prefixes that wrappers put before the names.
-CONTAINERS = ("model", "state_dict")
-PREFIXES = ("module.", "_orig_mod.")
-# Key of the safetensors header for the weights that several names share, which are stored once:
-# a JSON object {further name: name in the file}.
-TIED = "tied"
+__all__ = ["load_state", "load_weights", "save_weights"]
 
-
-def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict onto the CPU, without running any code the file may hold.
-
-    Args:
-        path: a ``.safetensors`` file, or a torch file with a state dict, plain or under ``model``
-            or ``state_dict``. The prefixes of data parallel and compiled wrappers are removed.
-
-    Returns:
-        Every tensor under its name. Names that were tied when the file was written hold one and
-        the same tensor; files of other programs may leave out all but one of them.
-
-    Raises:
-        UserError: the file is missing, truncated, or holds something else.
-    """
-    path = Path(path)
-    try:
-        if path.suffix == ".safetensors":
-            state = _load_safetensors(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{path}: truncated, or not a file of weights ({_line(error)})") from error
-    except Exception as error:  # whatever a damaged pickle makes the unpickler raise
-        raise UserError(
-            f"{path}: damaged, or more than tensors, which is not loaded ({_line(error)})"
-        ) from error
-    for container in CONTAINERS:
-        if isinstance(state, Mapping) and isinstance(state.get(container), Mapping):
-            state = state[container]
-    if not (
-        isinstance(state, Mapping)
-        and state
-        and all(isinstance(key, str) and isinstance(x, Tensor) for key, x in state.items())
-    ):
-        raise UserError(
-            f"{path}: found no weights, allowed is a state dict, plain or under "
-            + " or ".join(CONTAINERS)
-        )
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): x for key, x in state.items()}
-    return dict(state)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -73,15 +24,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Every weight must be there with its shape, and no other. Two kinds may be missing: batch norm's
     counters, which nothing uses and old files lack, and weights that ``model`` ties to one that is
-    there. What is tied in ``model`` stays tied.
+    there. What is tied in ``model`` stays tied. float16, bfloat16, float32 and float64 are
+    converted to the type of ``model``.
 
     Raises:
-        UserError: the file cannot be read, is of another architecture, or gives weights that
-            ``model`` ties different values; ``model`` is unchanged.
+        UserError: the file cannot be read, is of another architecture, holds integers, NaN or
+            infinity where ``model`` has finite floats, or gives weights that ``model`` ties
+            different values; ``model`` is unchanged.
     """
-    state, wanted = load_state(path), model.state_dict()
-    if f"model.{next(iter(state))}" in wanted:  # timm's own file, for our wrapper around it
-        state = {f"model.{key}": x for key, x in state.items()}
+    wanted = model.state_dict()
+    state = load_state(path, wanted)
     counters = {key for key in wanted if key.endswith(".num_batches_tracked")}
     first = _first_names(wanted)
     source = {first[key]: key for key in wanted if key in state}
@@ -99,7 +51,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         if key != twin and not _equal(state[key], state[twin], wanted[key].dtype)
     ]
     problems = [
-        f"{kind} {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        f"{kind} {listed(keys)}"
         for kind, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -112,7 +64,34 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise UserError(
             f"{path}: not the weights of this {type(model).__name__}: {'; '.join(problems)}"
         )
+    _check_values(path, state, wanted)
     model.load_state_dict(state, strict=False)
+
+
+def _check_values(path: str | Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]):
+    """Raise `UserError` for values that are not what they were once converted, or no numbers."""
+    kinds, values = [], []
+    for key in (key for key in wanted if key in state):
+        x, own = state[key], wanted[key].cpu()
+        converted = x.to(own.dtype)
+        if own.is_floating_point() and x.dtype not in FLOATS:
+            kinds.append(f"{key} ({str(x.dtype).removeprefix('torch.')})")
+        elif own.is_floating_point():
+            # A mask of a network's own may be infinite.
+            if not (converted.isfinite() | (converted == own)).all():
+                values.append(key)
+        elif not torch.equal(converted.to(x.dtype), x):
+            kinds.append(f"{key} ({str(x.dtype).removeprefix('torch.')})")
+    if kinds:
+        raise UserError(
+            f"{path}: found values of another kind in {listed(kinds)}, allowed are float16, "
+            "bfloat16, float32 and float64: save the weights before they were quantised"
+        )
+    if values:
+        raise UserError(
+            f"{path}: found NaN, infinity or more than this network's type holds in "
+            f"{listed(values)}, allowed are finite weights: take those of an earlier epoch"
+        )
 
 
 def save_weights(
@@ -150,7 +129,8 @@ def save_weights(
         storage = x.untyped_storage().data_ptr()
         stored[key] = x.clone() if storage in storages else x  # safetensors refuses overlaps
         storages.add(storage)
-    write_atomically(path, lambda temporary: save_file(stored, temporary, header))
+    # Not by safetensors' own writing of files: each makes a further one that a kill leaves behind.
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(stored, header)))
 
 
 def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -165,28 +145,5 @@ def _first_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file under all their names.
-
-    Raises:
-        ValueError: the note of tied names is damaged.
-        SafetensorError, OSError: as safetensors raises them.
-    """
-    with safe_open(path, "pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not iterable
-        note = (file.metadata() or {}).get(TIED, "{}")
-    try:
-        tied = {key: state[name] for key, name in json.loads(note).items()}
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
-        raise ValueError(f"damaged note of tied weights: {note}") from error
-    return tied | state
-
-
 def _equal(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
     return torch.equal(a.to(dtype), b.to(dtype))
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message, short enough for one line."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 120 else text[:117] + "…"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -12,15 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 from eakd.config import plain
 from eakd.errors import UserError, check_choice
 from eakd.reproduce.comparison import read_runs
-from eakd.reproduce.execute import read_states, run_plan
-from eakd.reproduce.plan import Plan, State, describe_plan, make_plan
+from eakd.reproduce.escaping import printable
+from eakd.reproduce.execute import run_plan
+from eakd.reproduce.plan import Plan, State, make_plan
+from eakd.reproduce.progress import describe_plan
 from eakd.reproduce.speed import measure
+from eakd.reproduce.states import read_states
 from eakd.reproduce.table import load_table, make_table
 from eakd.reproduce.table_report import markdown, summarise, write_report
 from eakd.reproduce.writing import insert_block
 from eakd.training.hints import config_dir_words
 
+log = logging.getLogger(__name__)
+
 MODES = ("plan", "run", "status", "report")
+ELSEWHERE = ("mode", "into", "retry", "verbose")  # keys that change no number of a report
 
 
 def reproduce(config: DictConfig) -> str:
@@ -54,17 +62,17 @@ def reproduce(config: DictConfig) -> str:
     if config.mode == "plan" and config.measure:
         measure(plan, states, config.measure, config.output_root)
     if config.mode in ("plan", "status"):
-        every_run = config.mode == "plan"
-        text = describe_plan(plan, states, config.output_root, every_run=every_run)
+        every, grid = config.verbose, config.mode == "plan"
+        text = describe_plan(plan, states, config.output_root, every_run=every, grid=grid)
     else:
         text = _report(plan, states, config)
-    print(text.partition("\n## Environment")[0])  # the files hold the rest
+    print(printable(text.partition("\n## Environment")[0]))  # the files hold the rest
     unfinished = Counter(state.name for state in states.values() if state.name != "done")
     if config.mode == "run" and unfinished:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(unfinished.items()))
         raise UserError(
             f"{unfinished.total()} of {len(states)} runs are not finished ({counts}), the others "
-            "went on; mode=status names them, retry=true runs failed ones again"
+            "went on; mode=status names them, retry=true runs failed and stale ones again"
         )
     return text
 
@@ -99,7 +107,14 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
             "Scale": plan.about_scale,
         },
     )
-    text = write_report(report, folder)
+    try:
+        text = write_report(report, folder)
+    except OSError as error:
+        # What lies on a disk that may only be read can be read.
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        log.warning("the report is not written: %s: %s", folder, error.strerror)
+        text = markdown(report)
     if config.into:  # without the links, which hold in the report's folder only
         insert_block(Path(config.into), name, markdown(report, level=2, runs=False))
     return text
@@ -108,5 +123,5 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
 def _command(config: DictConfig) -> str:
     """What was typed, without what only decides where the report goes."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    kept = [text for text in typed if text.partition("=")[0] not in ("mode", "into", "retry")]
+    kept = [text for text in typed if text.partition("=")[0] not in ELSEWHERE]
     return shlex.join(["python", "scripts/reproduce.py", *config_dir_words(), *kept])

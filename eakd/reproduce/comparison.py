@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import glob
+import os
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eakd.errors import UserError, check_choice
-from eakd.training.record import differences, read_json, read_metrics
+from eakd.errors import UserError, check_choice, check_number
+from eakd.reproduce.agreement import environment_warnings
+from eakd.reproduce.escaping import markdown_text, one_line, printable
+from eakd.reproduce.groups import baselines, check_comparable, check_groups, grouped, label
+from eakd.training.reading import read_json, read_metrics, read_object, read_summary
 
 # Headings of summaries from before they had any, which are all of image classification.
 OLD_HEADINGS = {"top1": "top-1 %", "top5": "top-5 %"}
@@ -81,36 +85,61 @@ def first_metric(runs: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     return next(iter(found.items()), ("", "metric"))
 
 
-def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
-    """Summaries of the finished runs among ``directories``, with ``directory`` and ``config``."""
-    runs = []
-    for directory in sorted(set(directories)):
-        summary = read_json(directory / "summary.json")
-        if summary is not None:
-            config = read_json(directory / "config.json") or {}
-            runs.append({**summary, "directory": directory, "config": config})
-    return runs
+def read_run(directory: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, or ``None`` of one that is not finished.
 
+    ``directory``, ``config`` and, where its status knows, the time ``finished`` are added.
 
-def label(run: dict[str, Any], by: Sequence[str] = ("method",)) -> str:
-    """The name of the group that a run belongs to.
-
-    Args:
-        run: one of `read_runs`.
-        by: keys of the summary, or dotted keys of the config such as
-            ``weighting.entropy_temperature``; a run without that key leaves it out.
+    Raises:
+        UserError: a damaged file, or a directory that cannot be read.
     """
-    parts = []
-    for key in by:
-        value = run.get(key)
-        if value is None:
-            value = run.get("config", {})
-            for name in key.split("."):
-                value = value.get(name) if isinstance(value, dict) else None
-        if value is not None:
-            plain = key in ("method", "data", "teacher", "student")
-            parts.append(str(value) if plain else f"{key.rpartition('.')[2]}={value}")
-    return ", ".join(parts)
+    config, summary = read_object(directory / "config.json"), read_summary(directory)
+    if summary is None:
+        return None
+    place = directory / "summary.json"
+    if config is None:
+        raise UserError(f"{directory / 'config.json'}: found no file beside {place.name}")
+    for key in ("metrics", "environment"):
+        if not isinstance(summary.get(key, {}), dict):
+            raise UserError(f"{place}: found {key} {summary[key]!r}, allowed is an object")
+    names = [*metrics_of(summary)]
+    numbers = [f"{name}_{which}" for name in names for which in ("last", "best")]
+    for key in ("seed", "epochs", "selection", "seconds", *numbers):
+        if key not in summary:
+            raise UserError(f"{place}: found no {one_line(key)}, which every finished run has")
+    for key in ("seconds", *numbers, *(f"teacher_{name}" for name in names)):
+        check_number(f"{place}: {one_line(key)}", summary.get(key, 0))  # 1e999 is infinite
+    status = read_json(directory / "status.json")
+    when = status.get("time") if isinstance(status, dict) else None
+    return {**summary, "directory": directory, "config": config, "finished": when}
+
+
+def find_runs(directories: Iterable[Path]) -> tuple[list[dict[str, Any]], dict[Path, str]]:
+    """The finished runs among ``directories``, see `read_run`, and why the others are none.
+
+    Directories that hold no run at all are in neither.
+    """
+    runs, left_out = [], {}
+    for directory in sorted(set(directories)):
+        try:
+            run = read_run(directory)
+            if run is not None:
+                runs.append(run)
+            elif {"config.json", "status.json"} & set(os.listdir(directory)):
+                status = read_object(directory / "status.json") or {}
+                parts = filter(None, (status.get("state"), status.get("error")))
+                left_out[directory] = ": ".join(["unfinished", *map(one_line, parts)])
+        except UserError as error:
+            left_out[directory] = f"damaged: {one_line(error)}"
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            left_out[directory] = f"damaged: {one_line(directory)}: {reason}"
+    return runs, left_out
+
+
+def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
+    """The finished runs among ``directories``, without those that are damaged, see `read_run`."""
+    return find_runs(directories)[0]
 
 
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
@@ -131,7 +160,7 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
 
 def compare(
     runs: list[dict[str, Any]],
-    baseline: str = "kd",
+    baseline: str | None = None,
     select: str = "last",
     by: Sequence[str] = ("method",),
 ) -> list[Row]:
@@ -139,45 +168,40 @@ def compare(
 
     Args:
         runs: summaries of `read_runs`.
-        baseline: the group that differences are taken against.
+        baseline: the group that differences are taken against: its `label`, or what the first of
+            ``by`` is in it, and then groups are compared that agree in the others; ``None`` for
+            ``kd``, where there is one.
         select: ``"last"`` or ``"best"``, the value that differences use.
         by: what tells groups apart, see `label`.
 
     Raises:
-        UserError: two runs of one group share a seed, so that a mean would mix settings, or runs
-            have different first metrics.
+        UserError: runs of one group that differ in more than their seed, see `check_groups`; groups
+            of different data or teachers that would be compared; different first metrics; an
+            unknown key of ``by`` or an unknown ``baseline``.
     """
     metric, heading = first_metric(runs)
-    groups: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for run in runs:
-        group, seed = groups[label(run, by)], run["seed"]
-        if seed in group:
-            configs = [each.get("config", {}) for each in (group[seed], run)]
-            changed = "; ".join(differences(*configs)[:3])
-            raise UserError(
-                f"by: found two runs of {label(run, by)} with seed {seed} that differ in "
-                f"{changed or 'nothing but their place'}; add that key to by, or narrow runs"
-            )
-        group[seed] = run
+    check_groups(runs, by)
+    groups = grouped(runs, by)
+    against = baselines(groups, baseline)
 
-    def values(name: str) -> dict[int, float]:
-        return {seed: run[f"{metric}_{select}"] for seed, run in groups.get(name, {}).items()}
+    def values(name: tuple[str, ...]) -> dict[int, float]:
+        return {run["seed"]: run[f"{metric}_{select}"] for run in groups[name]}
 
     rows = []
-    for name, by_seed in groups.items():
-        ordered = [by_seed[seed] for seed in sorted(by_seed)]
-        against = None
-        if name != baseline:
-            against = paired_difference(values(name), values(baseline))
+    for name, group in groups.items():
+        ordered = sorted(group, key=lambda run: run["seed"])
+        other = against.get(name)
+        if other is not None:
+            check_comparable(group, groups[other], runs, by)
         rows.append(
             Row(
-                method=name,
+                method=label(group[0], by),
                 heading=heading,
-                seeds=tuple(sorted(by_seed)),
+                seeds=tuple(run["seed"] for run in ordered),
                 last=tuple(run[f"{metric}_last"] for run in ordered),
                 best=tuple(run[f"{metric}_best"] for run in ordered),
                 seconds=tuple(run["seconds"] for run in ordered),
-                difference=against,
+                difference=other and paired_difference(values(name), values(other)),
             )
         )
     return rows
@@ -191,12 +215,12 @@ def spread(values: tuple[float, ...], digits: int = 2) -> str:
     return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
-def to_markdown(rows: list[Row], baseline: str = "kd", select: str = "last") -> str:
+def to_markdown(rows: list[Row], baseline: str | None = None, select: str = "last") -> str:
     """The comparison as a Markdown table; every number says which one it is."""
-    heading = rows[0].heading if rows else "metric"
+    heading = markdown_text(rows[0].heading if rows else "metric")
     lines = [
         f"| method | seeds | last {heading} | best {heading} | seconds a run "
-        f"| {select} vs {baseline}, paired (95 % interval, p) |",
+        f"| {select} vs {markdown_text(baseline or 'kd')}, paired (95 % interval, p) |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -205,40 +229,94 @@ def to_markdown(rows: list[Row], baseline: str = "kd", select: str = "last") -> 
             d = row.difference
             text = f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f}, p = {d.p:.3f})"
         lines.append(
-            f"| {row.method} | {len(row.seeds)} | {spread(row.last)} | {spread(row.best)} "
-            f"| {spread(row.seconds, 1)} | {text} |"
+            f"| {markdown_text(row.method)} | {len(row.seeds)} | {spread(row.last)} "
+            f"| {spread(row.best)} | {spread(row.seconds, 1)} | {text} |"
         )
     return "\n".join(lines)
 
 
 def report(
     pattern: str,
-    by: Sequence[str] = ("method",),
-    baseline: str = "kd",
+    by: str | Sequence[str] = ("method",),
+    baseline: str | None = None,
     select: str = "last",
     plot: str | None = None,
 ) -> str:
     """The table of the finished runs in the directories that match a glob ``pattern``.
 
+    Below it stand warnings (mixed precision, devices, versions and commits) and the runs that were
+    left out, with reasons: unfinished, damaged, or of another metric than most.
+
     Raises:
         UserError: no finished run, a mixture of settings, or a wrong name.
     """
     check_choice("select", select, ("last", "best"))
+    by = [by] if isinstance(by, str) else list(by)
     found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-    runs = read_runs(path for path in found if path.is_dir())
+    runs, left_out = find_runs(path for path in found if path.is_dir())
+    runs, others = _most_common_metric(runs)
+    left_out |= others
     if not runs:
-        raise UserError(f"runs: found no finished run in {pattern!r}, allowed is a glob of runs")
+        raise UserError(
+            f"runs: found no finished run in {pattern!r}{_first_reason(left_out)}, allowed is a "
+            "glob of runs"
+        )
     rows = compare(runs, baseline, select, by)
+    warnings = list(environment_warnings(runs))
     if plot:
-        plot_curves(runs, Path(plot), by)
-    return to_markdown(rows, baseline, select)
+        warnings += plot_curves(runs, Path(plot), by)
+    parts = [to_markdown(rows, baseline, select)]
+    parts += ["\n".join(f"Warning: {text}" for text in warnings), _left_out_lines(left_out, runs)]
+    return printable("\n\n".join(filter(None, parts)))
 
 
-def plot_curves(runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("method",)) -> None:
-    """The test metric over epochs: the mean of each method's seeds and the band they span.
+def _most_common_metric(
+    runs: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[Path, str]]:
+    """The runs whose first metric most runs have, and the others; without a majority, all."""
+    firsts = {run["directory"]: next(iter(metrics_of(run)), "") for run in runs}
+    (metric, count), *rest = Counter(firsts.values()).most_common() or [("", 0)]
+    if rest and rest[0][1] == count:
+        return runs, {}
+    others = {
+        place: f"of another metric: {one_line(first)}, most have {one_line(metric)}"
+        for place, first in firsts.items()
+        if first != metric
+    }
+    return [run for run in runs if run["directory"] not in others], others
+
+
+def _first_reason(left_out: Mapping[Path, str]) -> str:
+    if not left_out:
+        return ""
+    place, reason = next(iter(left_out.items()))
+    return f" ({len(left_out)} left out, such as {one_line(place)}: {reason})"
+
+
+def _left_out_lines(left_out: Mapping[Path, str], runs: Sequence[Any], shown: int = 20) -> str:
+    """How many were left out for which reason, and where the first of them are."""
+    if not left_out:
+        return ""
+    kinds = Counter(reason.partition(":")[0] for reason in left_out.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    lines = [f"Left out: {len(left_out)} of {len(left_out) + len(runs)} runs ({counts})"]
+    # What is damaged comes first: it will not finish by itself.
+    ordered = sorted(left_out.items(), key=lambda item: (item[1].partition(":")[0], item[0]))
+    lines += [f"- {one_line(place)}: {reason}" for place, reason in ordered[:shown]]
+    more = len(ordered) - shown
+    return "\n".join([*lines, *([f"- and {more} more"] if more > 0 else [])])
+
+
+def plot_curves(
+    runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("method",)
+) -> list[str]:
+    """Draw the test metric over epochs: the mean of each method's seeds and the band they span.
+
+    Returns:
+        Warnings: runs that are not in the picture because their ``metrics.jsonl`` is damaged.
 
     Raises:
-        UserError: runs with different first metrics.
+        UserError: runs with different first metrics, or a kind of file that cannot be drawn.
     """
     import matplotlib
 
@@ -248,14 +326,20 @@ def plot_curves(runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("me
 
     metric, heading = first_metric(runs)
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
+    warnings = []
     for run in runs:
-        lines = [line for line in read_metrics(run["directory"]) if f"test_{metric}" in line]
+        try:
+            lines = [line for line in read_metrics(run["directory"]) if f"test_{metric}" in line]
+        except UserError as error:
+            warnings.append(f"not in {path}: {one_line(error)}")
+            continue
         curves[label(run, by)].append({line["epoch"]: line[f"test_{metric}"] for line in lines})
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     for name, values in curves.items():
         epochs = sorted(set.intersection(*map(set, values)))  # that all seeds were evaluated after
         stacked = np.array([[curve[epoch] for epoch in epochs] for curve in values])
-        (line,) = axes.plot(epochs, stacked.mean(axis=0), label=f"{name} (n = {len(values)})")
+        text = one_line(name).replace("$", r"\$")  # no formula
+        (line,) = axes.plot(epochs, stacked.mean(axis=0), label=f"{text} (n = {len(values)})")
         axes.fill_between(
             epochs, stacked.min(axis=0), stacked.max(axis=0), alpha=0.15, color=line.get_color()
         )
@@ -263,6 +347,11 @@ def plot_curves(runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("me
     axes.set_ylabel(f"test {heading}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    kinds = figure.canvas.get_supported_filetypes()
+    try:
+        check_choice("plot", path.suffix.removeprefix(".") or "png", kinds)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    finally:
+        plt.close(figure)
+    return warnings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import ROOT, compose, identity, name_of, needs_teacher, plain
 from eakd.errors import UserError, check_choice, check_number
-from eakd.reproduce.overrides import check_overrides, of_teacher
+from eakd.reproduce.overrides import check_overrides, of_teacher, read
 from eakd.reproduce.table import Cell, Table, method_overrides, pair_overrides
 from eakd.training.find_teacher import manifest_entry, teacher_files
 from eakd.training.hints import written
-from eakd.training.lock import describe, read_owner
-from eakd.training.record import differences, read_json, read_metrics
+from eakd.training.protocol import kind_of
 
-PROTOCOLS = ("authors", "common")
+PROTOCOLS = ("authors", "common", "default")  # the last one is the data set's own recipe
 ABOUT = {
     "paper": "the protocol's own epochs",
     "short": "a twentieth of the protocol's epochs, its drops and warm-ups at the same fractions",
@@ -57,8 +56,20 @@ class Job:
         return self.identified["recipe"]["epochs"]
 
 
+# Name → the letter that stands for it in a grid, and what it means.
+STATES = {
+    "done": "d",
+    "running": "r",
+    "interrupted": "i",
+    "failed": "f",
+    "damaged": "x",  # a file that cannot be read
+    "stale": "s",  # done, but with other data or another teacher than is used now
+    "to do": "t",
+}
+
+
 class State(NamedTuple):
-    """Where a run stands: ``done``, ``running``, ``interrupted``, ``failed`` or ``to do``.
+    """Where a run stands, one of `STATES`.
 
     Attributes:
         text: one line of details.
@@ -133,7 +144,9 @@ def make_plan(
     if scale == "smoke":
         common, epochs, about = _smoke(table)
     else:
-        common, epochs, about = [f"data={table.data}", f"recipe={protocol}"], None, ABOUT[scale]
+        common, epochs, about = [f"data={table.data}"], None, ABOUT[scale]
+        if protocol != "default":
+            common.append(f"recipe={protocol}")
     common += [
         *overrides,
         f"output_root={written(output_root)}",
@@ -144,13 +157,11 @@ def make_plan(
     cells: dict[Cell, dict[int, Job]] = {}
     needed: dict[str, DictConfig] = {}
     for cell, config in _compose(table, common):
-        config, scaled = _scale(config, scale, epochs)
+        config, scaled = _scale(config, scale, epochs, overrides)
         line = [*cell.overrides, *common, *scaled]
         if tracked:
             line.append(f"tracking.group='table {table.name}: {cell.label}'")
-        # Without the weighting, which costs nothing that one would see: EA-KD takes as long as KD.
-        kind = f"{config.data.name} {cell.pair} {config.distiller.name}"
-        cells[cell] = _jobs(config, seeds, line, cell.label, kind)
+        cells[cell] = _jobs(config, seeds, line, cell.label)
         if needs_teacher(config):
             needed.setdefault(config.teacher.name, config)
     cells = {cell: cells[cell] for cell in table.cells if cell in cells}
@@ -206,11 +217,17 @@ def _compose(table: Table, common: list[str]) -> Iterator[tuple[Cell, DictConfig
             yield cell, config
 
 
-def _scale(config: DictConfig, scale: str, epochs: int | None) -> tuple[DictConfig, list[str]]:
+def _scale(
+    config: DictConfig, scale: str, epochs: int | None, overrides: Sequence[str] = ()
+) -> tuple[DictConfig, list[str]]:
     """Shorten a config; also what does the same on a command line.
 
     Args:
         epochs: of ``scale=smoke``.
+        overrides: of every run.
+
+    Raises:
+        UserError: one of them sets what the scale sets.
     """
     if scale == "paper":
         return config, []
@@ -225,6 +242,13 @@ def _scale(config: DictConfig, scale: str, epochs: int | None) -> tuple[DictConf
     for key in method.get("scales_with_epochs", ()):
         if method.get(key):
             values[f"distiller.{key}"] = max(1, round(method[key] * factor))
+    for text in overrides:
+        key = read(text).key_or_group
+        if key in values:
+            raise UserError(
+                f"overrides: found {text!r}, but scale={scale} sets {key} itself, allowed is "
+                f"scale=paper, which leaves {key} to overrides"
+            )
     config = config.copy()
     for key, value in values.items():
         OmegaConf.update(config, key, value)
@@ -232,12 +256,13 @@ def _scale(config: DictConfig, scale: str, epochs: int | None) -> tuple[DictConf
 
 
 def _jobs(
-    config: DictConfig, seeds: Sequence[int], overrides: Sequence[str], label: str, kind: str
+    config: DictConfig, seeds: Sequence[int], overrides: Sequence[str], label: str
 ) -> dict[int, Job]:
     """The runs of one config with several seeds."""
     common, jobs = identity(config), {}
-    teacher = _teacher_file(config, config.teacher.name) if "teacher" in common else None
-    saves = _teacher_file(config, config.student.name) if config.save_teacher else None
+    teacher = _teacher_file(config) if "teacher" in common else None
+    root, kind = Path(config.checkpoint_root), kind_of(config)
+    saved = teacher_files(root, config.data.name, config.student.name)[0]
     for seed in seeds:
         identified = {**common, "seed": seed}
         jobs[seed] = Job(
@@ -247,14 +272,17 @@ def _jobs(
             label=f"{label}, seed {seed}",
             kind=kind,
             teacher=teacher,
-            saves=saves,
+            saves=saved if config.save_teacher else None,
         )
     return jobs
 
 
-def _teacher_file(config: DictConfig, name: str) -> Path:
-    """Where a run that trains this teacher leaves it."""
-    return teacher_files(Path(config.checkpoint_root), config.data.name, name)[0]
+def _teacher_file(config: DictConfig) -> Path:
+    """The file of the teacher that a run takes: the one that is there, or that will be trained."""
+    if config.teacher.checkpoint != "auto":
+        return Path(config.teacher.checkpoint)
+    places = teacher_files(Path(config.checkpoint_root), config.data.name, config.teacher.name)
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def _has_teacher(config: DictConfig) -> bool:
@@ -277,109 +305,4 @@ def _teacher_job(
         overrides += ["recipe=finetune", "student.pretrained=true"]
     overrides += ["save_teacher=true"]
     composed, scaled = _scale(compose(overrides), scale, epochs)
-    line, kind = [*overrides, *scaled], f"{config.data.name} {name}"
-    return _jobs(composed, [0], line, f"teacher {name}", kind)[0]
-
-
-def state_of(job: Job) -> State:
-    """Read a run's directory; nothing in it is changed."""
-    status = read_json(job.directory / "status.json") or {}
-    if not status and not job.directory.exists():
-        return State("to do", "", 0)
-    found = read_json(job.directory / "config.json")
-    if found is not None and found != job.identified:
-        changed = ", ".join(differences(found, job.identified)[:3])
-        return State("failed", f"{job.directory} holds another config: {changed}", 0)
-    summary = job.directory / "summary.json"
-    if read_json(summary) is not None:
-        return State("done", "", job.epochs)
-    epochs = max((line["epoch"] for line in read_metrics(job.directory)), default=0)
-    owner = read_owner(job.directory)
-    progress = f"epoch {epochs} of {job.epochs}"
-    if owner is not None and owner["alive"]:
-        return State("running", f"{progress}, {describe(owner)}", epochs)
-    if status.get("state") in ("failed", "diverged"):
-        return State("failed", status.get("error", status["state"]), epochs)
-    if not status:
-        return State("to do", "", 0)
-    text = f"{summary} is damaged" if summary.exists() else progress
-    return State("interrupted", text, epochs)
-
-
-class Estimate(NamedTuple):
-    """Hours of computation that remain on a kind of device.
-
-    Attributes:
-        device: as recorded by the runs that were timed.
-        hours: of the remaining runs whose speed is known.
-        known, unknown: how many runs that covers, and how many not.
-    """
-
-    device: str
-    hours: float
-    known: int
-    unknown: int
-
-
-def speed_file(output_root: str) -> Path:
-    """``{device: {kind of run: seconds per epoch}}`` of what was timed for a plan."""
-    return Path(output_root) / "speed.json"
-
-
-def recorded_epochs(
-    plan: Plan, states: dict[Path, State], output_root: str
-) -> dict[str, dict[str, float]]:
-    """``{device: {kind of run: mean seconds per epoch}}``, from runs or else from `speed_file`."""
-    taken: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for job in plan.jobs:
-        if states[job.directory].epochs:
-            device = device_of(read_json(job.directory / "environment.json") or {})
-            for line in read_metrics(job.directory):
-                taken[device][job.kind].append(line["train_seconds"])
-    speeds: dict[str, dict[str, float]] = read_json(speed_file(output_root)) or {}
-    for device, kinds in taken.items():
-        known = {kind: sum(seconds) / len(seconds) for kind, seconds in kinds.items()}
-        speeds[device] = {**speeds.get(device, {}), **known}
-    return speeds
-
-
-def estimate(plan: Plan, states: dict[Path, State], output_root: str) -> list[Estimate]:
-    """Time that remains on each kind of device on which something was timed."""
-    remaining = [job for job in plan.jobs if states[job.directory].name not in ("done", "failed")]
-    found = []
-    for device, seconds in recorded_epochs(plan, states, output_root).items():
-        known = [job for job in remaining if job.kind in seconds]
-        left = [(job.epochs - states[job.directory].epochs) * seconds[job.kind] for job in known]
-        hours = sum(left) / 3600
-        found.append(Estimate(device, hours, len(known), len(remaining) - len(known)))
-    return found
-
-
-def device_of(environment: dict[str, Any]) -> str:
-    """``NVIDIA H100``, or ``x86_64 with 2 threads``."""
-    threads = f"{environment.get('processor')} with {environment.get('threads')} threads"
-    return environment.get("accelerator") or threads
-
-
-def describe_plan(
-    plan: Plan, states: dict[Path, State], output_root: str, *, every_run: bool
-) -> str:
-    """The plan as text: counts, time that remains, and every run or the unfinished begun ones."""
-    table, jobs = plan.table, plan.jobs
-    counts = Counter(states[job.directory].name for job in jobs)
-    order = ("done", "running", "interrupted", "failed", "to do")
-    lines = [
-        f"table {table.name} (protocol {plan.protocol}, scale {plan.scale}): {len(jobs)} runs, "
-        f"{len(plan.teachers)} of them teachers",
-        "  " + ", ".join(f"{counts[name]} {name}" for name in order),
-    ]
-    for device, hours, known, unknown in estimate(plan, states, output_root):
-        rest = f"; the speed of {unknown} more is not known" if unknown else ""
-        if known:
-            lines.append(f"  {hours:.1f} hours remain on one {device} for {known} runs{rest}")
-    for job in jobs:
-        name, text, _ = states[job.directory]
-        if every_run or name in ("running", "interrupted", "failed"):
-            detail = f": {text}" if text else ""
-            lines.append(f"  {name:<11} {job.label} ({job.directory}){detail}")
-    return "\n".join(lines)
+    return _jobs(composed, [0], [*overrides, *scaled], f"teacher {name}")[0]

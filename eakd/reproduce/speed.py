@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import CONFIGS, compose
 from eakd.errors import UserError
 from eakd.files import write_json
-from eakd.reproduce.plan import ROLES, Plan, State, device_of, recorded_epochs, speed_file
-from eakd.training.record import read_json
+from eakd.reproduce.plan import ROLES, Plan, State
+from eakd.reproduce.progress import recorded_epochs
+from eakd.training.protocol import device_of, read_speeds, speed_file
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str)
         UserError: the data set's file does not say how large the set is.
     """
     from eakd.benchmark import seconds_per_step
-    from eakd.training.record import environment
+    from eakd.training.environment import environment
 
     device = device_of(environment())
     known = recorded_epochs(plan, states, output_root).get(device, {})
@@ -40,7 +40,7 @@ def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str)
         samples, recipe = _fact(config, "samples"), config.recipe
         epoch = recipe.steps_per_epoch or -(-samples // recipe.batch_size)
         seconds = epoch * seconds_per_step(_benchmark(config), steps)
-        speeds: dict[str, Any] = read_json(path) or {}
+        speeds = read_speeds(output_root)
         speeds.setdefault(device, {})[kind] = seconds
         write_json(path, speeds)  # after each: the rest may be interrupted
         log.info("%s: %.1f seconds an epoch", kind, seconds)

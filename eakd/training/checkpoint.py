@@ -17,7 +17,7 @@ import torch
 
 from eakd.errors import UserError
 from eakd.files import write_atomically
-from eakd.training.record import LAST, PREVIOUS
+from eakd.training.reading import LAST, PREVIOUS
 
 log = logging.getLogger(__name__)
 

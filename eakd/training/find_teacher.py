@@ -2,14 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
 from eakd.download import Archive, download
 from eakd.errors import UserError
+
+
+def file_version(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written to; nothing of a file that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256, in hex, of the weights in a file, computed once per process and version of it.
+
+    Of a safetensors file it is taken over names, types, shapes and values, because the order of the
+    header is another one each time that the same weights are written; of any other file, over its
+    bytes.
+    """
+    return _weights_digest(path, *file_version(path))
+
+
+@lru_cache(maxsize=16)  # a file may have hundreds of MB, and several readers
+def _weights_digest(path: Path, *_: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        header = _safetensors_header(file) if path.suffix == ".safetensors" else None
+        if header is None:
+            file.seek(0)
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+        start = file.tell()
+        for name in sorted(header):
+            entry = header[name]
+            first, last = entry["data_offsets"]
+            digest.update(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
+            file.seek(start + first)
+            digest.update(file.read(last - first))
+    return digest.hexdigest()
+
+
+def _safetensors_header(file: BinaryIO) -> dict[str, Any] | None:
+    """The entries of the tensors, and the file behind them; ``None`` of a damaged file."""
+    try:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__", None)
+        for entry in header.values():
+            first, last = entry["data_offsets"]
+            if not 0 <= first <= last or not {"dtype", "shape"} <= entry.keys():
+                return None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
+        return None
+    return header
 
 
 def manifest_entry(manifest: Path, data: str, name: str) -> dict[str, Any]:

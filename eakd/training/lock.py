@@ -67,26 +67,31 @@ class RunLock:
             raise Locked(f"{self.path}: found the lock of {describe(owner)}")
         # Whoever creates the claim on this dead owner, one process, may replace its lock.
         claim = self.path.with_name(f".{NAME}.{owner['token']}")
-        with contextlib.suppress(FileNotFoundError):
-            if _age(claim) > STALE:  # its creator died before the last line
-                claim.unlink()
+        busy = Locked(f"{self.path}: another process is just taking over this lock")
+        _remove_dead(claim, busy)
         try:
             self._create(claim)
         except FileExistsError:
-            raise Locked(f"{self.path}: another process is just taking over this lock") from None
+            raise busy from None
         now = read_owner(self.path.parent)
         if now is None or now["token"] != owner["token"]:  # somebody was faster
-            claim.unlink()
+            claim.unlink(missing_ok=True)
             raise Locked(f"{self.path}: found the lock of {describe(now)}")
-        os.replace(claim, self.path)
+        try:
+            os.replace(claim, self.path)
+        except FileNotFoundError:
+            raise busy from None
 
     def _watch(self) -> dict[str, Any] | None:
         """The owner, once it is certain whether it is alive."""
         owner = before = read_owner(self.path.parent)
-        while owner and owner["alive"] and not owner["here"]:
-            if owner["silent"] < before["silent"] or owner["token"] != before["token"]:
-                break  # a sign of life
-            before = owner
+        began = time.monotonic()
+        while owner and not owner["here"] and (owner["alive"] or owner["ahead"]):
+            if any(owner[key] != before[key] for key in ("touched", "token")):
+                return {**owner, "alive": True}  # a sign of life
+            # By our own clock: a date ahead of it would never become old.
+            if time.monotonic() - began > STALE:
+                return {**owner, "alive": False}
             time.sleep(min(1.0, BEAT / 10))
             owner = read_owner(self.path.parent)
         return owner
@@ -125,33 +130,64 @@ class RunLock:
                 continue
 
 
+def _remove_dead(claim: Path, busy: Locked) -> None:
+    """Remove the claim of a process that was killed while it took a lock over.
+
+    Raises:
+        Locked: ``busy``, if its process may be alive.
+    """
+    found = _read(claim)
+    if found is None:
+        return
+    if found["alive"]:
+        raise busy
+    # Moved first, then looked at: another process may just have replaced it by its own.
+    moved = claim.with_name(f"{claim.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.rename(claim, moved)
+    except FileNotFoundError:
+        raise busy from None
+    same = (_read(moved) or {}).get("token") == found["token"]
+    moved.unlink(missing_ok=True)
+    if not same:
+        raise busy
+
+
 def read_owner(directory: Path) -> dict[str, Any] | None:
     """Who holds the lock of a run directory, or ``None``.
 
     Returns:
-        ``host``, ``pid``, ``token``, ``silent`` (seconds since the last sign of life), ``here`` (on
-        this machine), ``alive`` (for a process elsewhere: it may be).
+        ``host``, ``pid``, ``token``, ``silent`` (seconds since the last sign of life), ``touched``
+        (when that was), ``ahead`` (of this machine's clock, so that nobody can tell how long ago),
+        ``here`` (on this machine), ``alive`` (for a process elsewhere: it may be).
     """
-    path = directory / NAME
+    return _read(directory / NAME)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        silent = _age(path)
+        touched = path.stat().st_mtime_ns
     except OSError:
         return None
+    age = time.time() - touched / 1e9
+    when = {"silent": max(0.0, age), "touched": touched, "ahead": age < -STALE}
+    recent = -STALE <= age < STALE
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
         complete = {"host", "system", "pid", "started", "token"} <= owner.keys()
+        complete = complete and isinstance(owner["pid"], int)
     except (OSError, ValueError, AttributeError):
         complete = False
     if not complete:
         owner = {"host": "an unknown host", "pid": "?", "token": "unreadable"}
         # It may just be being written.
-        return {**owner, "silent": silent, "here": False, "alive": silent < STALE}
+        return {**owner, **when, "here": False, "alive": recent}
     mine = _process(os.getpid())
     here = all(owner[key] == mine[key] for key in ("host", "system"))
-    alive = silent < STALE
+    alive = recent
     if here:
         alive = _process(owner["pid"]) == {k: v for k, v in owner.items() if k != "token"}
-    return {**owner, "silent": silent, "here": here, "alive": alive}
+    return {**owner, **when, "here": here, "alive": alive}
 
 
 def describe(owner: dict[str, Any] | None) -> str:
@@ -159,10 +195,6 @@ def describe(owner: dict[str, Any] | None) -> str:
     if owner is None:
         return "nobody"
     return f"process {owner['pid']} on {owner['host']}, silent for {owner['silent']:.0f} s"
-
-
-def _age(path: Path) -> float:
-    return max(0.0, time.time() - path.stat().st_mtime)
 
 
 def _process(pid: int) -> dict[str, Any]:

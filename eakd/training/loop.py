@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from eakd.training import signals
 from eakd.training.device import Compute
 from eakd.training.meters import Meters
 from eakd.training.optimizer import make_optimizer
-from eakd.training.record import LAST, RunRecord
+from eakd.training.reading import LAST
+from eakd.training.record import RunRecord
 from eakd.training.recording import Recorder, Recording
 from eakd.training.schedule import Recipe
 from eakd.training.state import State
@@ -98,6 +99,7 @@ def fit(
     progress: bool | None = None,
     recording: Recording | None = None,
     teacher_entropy: Tensor | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train ``distiller.student`` and leave metrics, checkpoints and weights in the run directory.
 
@@ -114,6 +116,8 @@ def fit(
         progress: show progress bars; by default where the output is a terminal.
         recording: what is left for figures.
         teacher_entropy: see `eakd.training.task.Built`.
+        inputs: name → digest of what else the run is made from; a run that was interrupted with
+            others is not continued. The data is always among them.
 
     Returns:
         For each metric of the task ``<name>_last`` and ``<name>_best`` on the test split, for the
@@ -136,7 +140,8 @@ def fit(
     # theirs from (seed, epoch, step), so that they need no state.
     torch.manual_seed(seed + 1_000_003 * processes.rank)
     optimizer = make_optimizer(distiller, recipe, compute)
-    state = State(seed, distiller, optimizer, data, compute, record)
+    inputs = {"data_fingerprint": data.fingerprint, **(inputs or {})}
+    state = State(seed, distiller, optimizer, data, compute, record, inputs)
     ranking = None if teacher_entropy is None else teacher_entropy.cpu().numpy()
     recorder = Recorder(task, state, recipe, recording or Recording(), ranking)
     state.restore()

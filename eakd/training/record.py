@@ -7,56 +7,37 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
-from functools import cache
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eakd.errors import Diverged, Interrupted, UserError
-from eakd.files import write_atomically, write_json, writing
-from eakd.training.lock import RunLock
+from eakd.files import write_json, write_text, writing
+from eakd.training.environment import environment
+from eakd.training.lock import NAME as LOCK
+from eakd.training.lock import RunLock, read_owner
+from eakd.training.reading import (
+    DYNAMICS,
+    LAST,
+    METRICS,
+    PREVIOUS,
+    SNAPSHOTS,
+    checksum,
+    differences,
+    read_json,
+    read_metrics,
+    read_object,
+    read_summary,
+)
 
-LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
-METRICS, DYNAMICS = "metrics.jsonl", "dynamics.jsonl"  # a line an epoch
-SNAPSHOTS = "snapshots"  # a folder of weights
+# What a run is made from, besides its config.
+INPUTS = {"data_fingerprint": "data", "teacher_digest": "weights of the teacher"}
 
-
-def read_json(path: Path) -> Any | None:
-    """The parsed file, or ``None`` if it is missing or was cut off."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def read_metrics(directory: Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """Every whole line of a run's ``metrics.jsonl``, or of another such file."""
-    path = directory / name
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    parsed = []
-    for line in lines:
-        try:
-            parsed.append(json.loads(line))
-        except ValueError:  # the line being written when the process was killed
-            continue
-    return parsed
-
-
-def differences(found: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two nested dictionaries."""
-    if not (isinstance(found, dict) and isinstance(wanted, dict)):
-        return [] if found == wanted else [f"{prefix} (found {found!r}, wanted {wanted!r})"]
-    lines = []
-    for key in sorted({*found, *wanted}):
-        name = f"{prefix}.{key}" if prefix else key
-        lines += differences(found.get(key), wanted.get(key), name)
-    return lines
+log = logging.getLogger(__name__)
 
 
 def remember_failure(directory: Path, config: dict[str, Any], error: Exception) -> None:
@@ -104,6 +85,7 @@ class RunRecord:
         self.lock = RunLock(self.directory)
         self._open = False
         self._result: dict[str, Any] | None = None
+        self._texts: dict[str, str] = {}  # what the files of lines must hold
         existing = read_json(self.directory / "config.json")
         if existing is not None and existing != self.config:
             changed = ", ".join(differences(existing, self.config)[:3])
@@ -113,6 +95,8 @@ class RunRecord:
             )
         if existing is None:
             occupied = [n for n in (METRICS, "summary.json") if (self.directory / n).exists()]
+            if not occupied and not fresh:
+                read_object(self.directory / "config.json")  # a folder in its place, perhaps
             if occupied:
                 raise UserError(
                     f"run_dir: {self.directory} holds {occupied[0]} but no readable config.json; "
@@ -128,6 +112,13 @@ class RunRecord:
         if self.writes:
             self.lock.acquire()
         self._open = True
+        if self.writes:
+            # Nobody else writes here now, so these are what killed processes left.
+            for folder in (self.directory, self.directory / SNAPSHOTS, self.directory / ".hydra"):
+                for path in folder.glob(".*.tmp"):
+                    path.unlink(missing_ok=True)
+            for path in self.directory.glob(f".{LOCK}.*"):  # claims on locks
+                path.unlink(missing_ok=True)
         if (fresh or self.fresh) and self.writes:
             for name in ("summary.json", METRICS, DYNAMICS, LAST, PREVIOUS):
                 (self.directory / name).unlink(missing_ok=True)
@@ -148,6 +139,7 @@ class RunRecord:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             if error is None and self._result is not None:
+                self._result["checksum"] = checksum(self._result)
                 self.write_summary(self._result)
                 self.set_status("finished")
             elif self.summary is None:
@@ -186,8 +178,40 @@ class RunRecord:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The finished run's summary, or ``None``."""
-        return read_json(self.directory / "summary.json")
+        """The finished run's summary, or ``None``; a damaged one makes no finished run."""
+        try:
+            return read_summary(self.directory)
+        except UserError as error:
+            log.warning("%s; the run goes on from its checkpoint", error)
+            return None
+
+    def check_inputs(self, inputs: Mapping[str, str]) -> None:
+        """Refuse to skip or continue what was made from other inputs.
+
+        Args:
+            inputs: name → digest, as the run would use them now.
+
+        Raises:
+            UserError: the one that differs from what the directory's run was made from.
+        """
+        if self.fresh:
+            return
+        recorded = self.summary or read_json(self.directory / "environment.json") or {}
+        for name, digest in inputs.items():
+            known = recorded.get(name)
+            if known is not None and known != digest:
+                raise UserError(
+                    f"{name}: found {digest[:12]}, but {self.directory} was made with "
+                    f"{str(known)[:12]}: other {INPUTS.get(name, 'inputs')} than then; "
+                    "resume=false starts this run again, another output_root keeps both"
+                )
+
+    def heal(self) -> None:
+        """Let the status of a finished run say so: a kill may have come between the two files."""
+        status = read_json(self.directory / "status.json") or {}
+        if self.writes and status.get("state") != "finished" and read_owner(self.directory) is None:
+            with contextlib.suppress(OSError):  # a disk that may only be read
+                write_json(self.directory / "status.json", {"state": "finished", "time": _now()})
 
     def set_status(self, state: str, **details: Any) -> None:
         """Record ``running``, ``interrupted``, ``failed``, ``diverged`` or ``finished``."""
@@ -213,75 +237,53 @@ class RunRecord:
         if not self.writes:
             return
         self.lock.check()
-        path = self.directory / name
+        path, text = self.directory / name, json.dumps(line) + "\n"
+        self._texts[name] = self._texts.get(name, "") + text
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
+            # As durable as the checkpoint that follows: after a power cut it must not be ahead.
+            file.flush()
+            os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.directory)
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of epochs that will run again after a restart from epoch ``epochs``."""
+    def lines(self) -> dict[str, str]:
+        """The text of each file of lines, as this process wrote or restored it."""
+        return dict(self._texts)
+
+    def restore_lines(self, texts: Mapping[str, str]) -> None:
+        """Make the files of lines what they were at a checkpoint, and say so if one was damaged.
+
+        Args:
+            texts: file → text of the epochs until the checkpoint. What follows it in a file will be
+                trained again.
+        """
         for name in (METRICS, DYNAMICS):
-            path = self.directory / name
-            if not self.writes or not (path.exists() or name == METRICS):
+            text, path = texts.get(name, ""), self.directory / name
+            self._texts[name] = text
+            try:
+                found = path.read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                found = ""
+            if not self.writes or found == text:
                 continue
+            if not found.startswith(text):
+                log.warning("%s: lost or damaged lines are written again", path)
+            write_text(path, text)
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the lines of epochs that will run again after a restart from epoch ``epochs``.
+
+        Raises:
+            UserError: a damaged line of an epoch that is kept.
+        """
+        texts = {}
+        for name in (METRICS, DYNAMICS) if epochs else ():
             kept = [line for line in read_metrics(self.directory, name) if line["epoch"] <= epochs]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            write_atomically(path, lambda temporary, text=text: temporary.write_text(text))
+            texts[name] = "".join(json.dumps(line) + "\n" for line in kept)
+        self.restore_lines(texts)
 
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """Versions, machine kind, the part of it that this process keeps to, and git commit."""
-    import torch
-
-    packages = ("torchvision", "timm", "hydra-core", "numpy", "safetensors")
-    return {
-        "eakd": metadata.version("eakd") if _installed("eakd") else None,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        **{name: metadata.version(name) for name in packages if _installed(name)},
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "processor": platform.machine(),
-        "visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "cores": os.cpu_count(),
-        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "threads": torch.get_num_threads(),
-        "system": platform.system(),
-        **git_state(),
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of this source tree and whether it has uncommitted changes."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str | None:
-        try:
-            return subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return None
-
-    if not (root / ".git").exists():
-        return {"commit": None, "modified": None}
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "modified": None if status is None else bool(status),
-    }

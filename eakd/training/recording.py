@@ -15,7 +15,7 @@ import numpy as np
 from eakd.errors import UserError, check_choice, check_number
 from eakd.training.dynamics import segments
 from eakd.training.meters import Meters
-from eakd.training.record import DYNAMICS, PREVIOUS, SNAPSHOTS
+from eakd.training.reading import DYNAMICS, PREVIOUS, SNAPSHOTS, text_digest
 from eakd.training.schedule import Recipe
 from eakd.training.state import State
 from eakd.training.task import Task, samples
@@ -124,6 +124,8 @@ class Recorder:
     def result(self) -> dict[str, Any]:
         """Export the last student and return what the run came to; see `eakd.training.fit`."""
         state, first = self.state, self.metric
+        # The files as this process knows them: nothing that happened to them decides a result.
+        state.record.restore_lines(state.record.lines())
         last = state.compute.processes.from_first(lambda: state.record.metrics()[-1])
         self.export("last", last)
         if state.record.writes:  # the second checkpoint is for runs that may yet be killed
@@ -138,6 +140,8 @@ class Recorder:
         return {
             **found,
             "metrics": dict(self.task.metrics),
+            **state.inputs,
+            "lines": {name: text_digest(text) for name, text in state.record.lines().items()},
             "seed": state.seed,
             "epochs": self.recipe.epochs,
             "seconds": state.seconds,

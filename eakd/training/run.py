@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,23 @@ from eakd.config import (
     needs_teacher,
     weighting_kind,
 )
-from eakd.errors import Diverged, Interrupted, UserError, check_number
+from eakd.errors import (
+    Diverged,
+    Interrupted,
+    UserError,
+    check_boolean,
+    check_choice,
+    check_number,
+)
 from eakd.files import write_atomically
 from eakd.training.device import Compute
+from eakd.training.environment import environment
 from eakd.training.loop import fit
 from eakd.training.parallel import ALONE, Processes
-from eakd.training.record import RunRecord, environment
+from eakd.training.protocol import describe_protocol
+from eakd.training.record import RunRecord
+from eakd.training.save_teacher import save_teacher
+from eakd.training.state import repair_lines
 from eakd.training.task import Built, load_task
 from eakd.training.tracking import NoTracking
 
@@ -73,6 +83,9 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
 def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
     check_number("seed", config.seed, at_least=0, integer=True)
+    for name in ("save_teacher", "resume", "fold_batchnorm"):
+        check_boolean(name, config[name])
+    check_choice("progress", config.progress, (True, False, None))
     record = processes.in_turn(
         lambda: RunRecord(
             config.run_dir, identity(config), writes=processes.first, fresh=not config.resume
@@ -82,6 +95,7 @@ def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
     # where neither data nor teacher lie any more.
     summary = processes.from_first(lambda: record.summary)
     if config.resume and summary is not None:
+        processes.in_turn(lambda: check_finished(config, record))
         log.info("finished before: %s", record.directory)
     else:
         summary = _train(config, record, processes)
@@ -104,13 +118,17 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
     # In turn: the first process may download and fill caches, which the others then find.
     built = processes.in_turn(lambda: task.build(config, recipe, compute))
 
+    inputs = {"data_fingerprint": built.data.fingerprint, **built.inputs}
+    processes.in_turn(lambda: record.check_inputs(inputs))
+
+    log.info("%s", describe_protocol(config))
     with processes.in_turn(record.begin):
         summary = processes.from_first(lambda: record.summary)
         if summary is not None:  # finished by another process since the first look
             return summary
         write_hydra_files(record, config)
         # Here and not at the end: a run that fails must tell where it ran.
-        record.write_environment(device=str(compute.device), precision=compute.precision)
+        record.write_environment(device=str(compute.device), precision=compute.precision, **inputs)
         try:
             names = start_tracking(tracker, record, config)
             result = fit(
@@ -125,6 +143,7 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
                 progress=config.progress,
                 recording=recording,
                 teacher_entropy=built.teacher_entropy,
+                inputs=inputs,
             )
             summary = {
                 **names,
@@ -151,6 +170,23 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
         record.directory,
     )
     return summary
+
+
+def check_finished(config: DictConfig, record: RunRecord) -> None:
+    """Whether what a finished run was made from is still what lies there.
+
+    Raises:
+        UserError: something else does: the result on record is not that of this command.
+    """
+    try:
+        inputs = load_task(config.data.get("task")).inputs(config)
+    except UserError as error:  # moved away, perhaps: the result on record stands
+        log.warning("not compared with what it was made from: %s", error)
+    else:
+        record.check_inputs(inputs)
+    if record.writes:
+        repair_lines(record)
+        record.heal()
 
 
 def start_tracking(
@@ -181,7 +217,6 @@ def describe_computation(built: Built, compute: Compute) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in built.distiller.student.parameters()),
         "peak_memory_bytes": compute.peak_memory(),
-        "data_fingerprint": built.data.fingerprint,
         "device": str(compute.device),
         "processes": compute.processes.size,
         "precision": compute.precision,
@@ -205,9 +240,11 @@ def write_hydra_files(record: RunRecord, config: DictConfig) -> None:
 
 
 def save_as_teacher(config: DictConfig, record: RunRecord) -> None:
-    """Copy the finished student to where ``teacher.checkpoint=auto`` looks."""
-    folder = Path(config.checkpoint_root) / config.data.name
-    target = folder / f"{config.student.name}.safetensors"
-    source = record.directory / "last.safetensors"
-    write_atomically(target, lambda path: shutil.copyfile(source, path))
-    log.info("saved %s", target)
+    """Keep the finished student where ``teacher.checkpoint=auto`` looks; see `save_teacher`."""
+    save_teacher(
+        record.directory / "last.safetensors",
+        Path(config.checkpoint_root),
+        config.data.name,
+        config.student.name,
+        metric=f"test_{next(iter(load_task(config.data.get('task')).metrics))}",
+    )

@@ -66,12 +66,14 @@ class Built(NamedTuple):
         teacher: the teacher's metrics on the test split; empty without one.
         teacher_entropy: ``(N,)`` in nats, of each sample of the training set without augmentation,
             by its `Data` index: the ranking that records keep through all epochs, or ``None``.
+        inputs: see `Task.inputs`.
     """
 
     data: Data
     distiller: Distiller
     teacher: Mapping[str, float] = {}
     teacher_entropy: Tensor | None = None
+    inputs: Mapping[str, str] = {}
 
 
 class Task(Protocol):
@@ -86,6 +88,16 @@ class Task(Protocol):
 
     def build(self, config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
         """Everything from a run's config; nothing is written to the run's directory."""
+
+    def inputs(self, config: DictConfig) -> Mapping[str, str]:
+        """Name → digest of the files that a run of this config is made from, as they are now.
+
+        ``data_fingerprint``, and ``teacher_digest`` where there is a teacher. A finished run is
+        skipped only if they are what it was made from.
+
+        Raises:
+            UserError: something is not there.
+        """
 
     def measure(self, batch: Any, terms: Terms) -> dict[str, Tensor]:
         """Values of each sample ``(n,)`` of a training batch, averaged as ``train_<name>``."""
@@ -112,7 +124,7 @@ def load_task(name: str | None = None) -> Task:
         raise UserError(
             f"data.task: found {name!r}, allowed is a class that is called without arguments"
         ) from error
-    members = ("metrics", "build", "measure", "evaluate", "export")
+    members = ("metrics", "build", "inputs", "measure", "evaluate", "export")
     missing = [member for member in members if not hasattr(task, member)]
     if missing:
         raise UserError(f"data.task: found {name!r}, which has no {', '.join(missing)}")

@@ -3,23 +3,32 @@
 import hashlib
 import json
 import logging
+import os
 import threading
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 from eakd.classification import evaluate_checkpoint
-from eakd.classification.teacher import load_teacher
+from eakd.classification.teacher import entropies_of_training_set, load_teacher
 from eakd.config import ROOT, compose
 from eakd.data import Pipeline, digits
 from eakd.errors import UserError
 from eakd.models import resnet8, resnet14
+from eakd.models.weights import load_weights
 from eakd.training import Compute
-from eakd.training.find_teacher import find_checkpoint, manifest_entry
+from eakd.training.find_teacher import (
+    _weights_digest,
+    find_checkpoint,
+    manifest_entry,
+    weights_digest,
+)
 
 COMPUTE = Compute.create("cpu", "float32")
 
@@ -146,3 +155,178 @@ def test_real_teacher_on_real_images(real_data, capsys):
         config_name="evaluate",
     )
     assert evaluate_checkpoint(config)["top1"] == pytest.approx(67.22, abs=0.1)
+
+
+@pytest.fixture
+def untrained(tmp_path):
+    torch.manual_seed(0)
+    save_file(resnet8(10).state_dict(), tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("top1", "warned"), [(0.0, True), (10.0, True), (11.9, True), (13.0, False), (95.0, False)]
+)
+def test_guessing_is_said_with_its_likely_causes(top1, warned, untrained, pipeline, caplog):
+    cache = untrained.parent / "cache"
+    load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+    assert len(pipeline.data.test_labels) == 1747  # 3 standard deviations are 2.2 %
+    caplog.clear()
+    (file,) = cache.iterdir()
+    file.write_text(json.dumps({"top1": top1, "top5": 99.0}))
+    load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == warned
+    for text in warnings:
+        assert str(untrained) in text and "\n" not in text
+        assert all(word in text for word in ("order", "normalised", "trained on digits"))
+
+
+def in_a_folder(path):
+    path.mkdir()
+    (path / "something").write_text("of somebody's")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(
+            lambda path, text=text: path.write_bytes(text.encode("latin-1"))
+            for text in (
+                *("", "[]", "null", "3", '"top1"', "{}", "{", "[" * 100_000, "\xff\xfe{}"),
+                *('{"top1": 50.0}', '{"top1": 400.0, "top5": 400.0}', '{"top1": -1, "top5": 5}'),
+                *('{"top1": NaN, "top5": 50.0}', '{"top1": true, "top5": 50.0}'),
+                *('{"top1": "50", "top5": 60.0}', '{"top1": null, "top5": 60.0}'),
+                *('{"top1": [50.0], "top5": 60.0}', '{"top1": 70.0, "top5": 60.0}'),
+                *('{"top1": 50.0, "top5": 1e999}', '{"top1": 50.0, "top5": 60.0, "top9": 1.0}'),
+            )
+        ),
+        lambda path: path.mkdir(),
+        in_a_folder,
+        lambda path: path.symlink_to(path),
+    ],
+)
+def test_a_damaged_accuracy_is_measured_again_and_replaced(damage, untrained, pipeline, caplog):
+    cache = untrained.parent / "cache"
+    _, result = load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.unlink()
+    damage(file)
+    assert load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)[1] == result
+    assert file.read_bytes() == good and "not kept" not in caplog.text
+    for folder in cache.glob("*.folder"):  # what lay in the way is not lost
+        assert all(path.read_text() == "of somebody's" for path in folder.iterdir())
+
+
+def npy(values):
+    return lambda path: np.save(path.open("wb"), values)
+
+
+HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 10**15
+HUGE = (b"\x93NUMPY\x01\0v\0" + HEADER).ljust(127) + b"\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\0\xff\xff{"),
+        lambda path: path.write_bytes(HUGE),
+        lambda path: path.write_bytes(b"PK\x03\x04 and no more"),
+        lambda path: np.savez(path.open("wb"), a=np.ones(50)),
+        npy(np.full(50, np.nan, np.float32)),
+        npy(np.full(50, np.inf, np.float32)),
+        npy(np.full(50, 2.5, np.float32)),  # above the logarithm of ten classes
+        npy(np.full(50, -0.5, np.float32)),
+        npy(np.ones(50)),
+        npy(np.ones(49, np.float32)),
+        npy(np.ones((50, 1), np.float32)),
+        npy(np.array([{"a": 1}] * 50, dtype=object)),
+        npy(np.array(["a"] * 50)),
+        lambda path: path.mkdir(),
+        in_a_folder,
+    ],
+)
+def test_damaged_entropies_are_computed_again_and_replaced(damage, untrained, pipeline, caplog):
+    cache = untrained.parent / "cache"
+    model = resnet8(10)
+    load_teacher(model, untrained, pipeline, COMPUTE, fold=False)
+    arguments = (untrained, pipeline, COMPUTE, 3.0, cache)
+    found = entropies_of_training_set(model.eval(), *arguments)
+    (file,) = cache.iterdir()
+    good = file.read_bytes()
+    file.unlink()
+    damage(file)
+    assert torch.equal(entropies_of_training_set(model, *arguments), found)
+    assert file.read_bytes() == good and "not kept" not in caplog.text
+
+
+@pytest.mark.parametrize("place", ["file", "file/deeper", "full", "absent of proc"])
+def test_a_cache_that_cannot_be_written_stops_nothing(place, untrained, pipeline, caplog):
+    folder = untrained.parent
+    (folder / "file").write_text("no folder")
+    cache = Path("/proc/nothing") if place == "absent of proc" else folder / place
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if place == "full":  # a limit on the size of files refuses as a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        teacher, result = load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+        found = entropies_of_training_set(teacher, untrained, pipeline, COMPUTE, 3.0, cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert 0 <= result["top1"] <= 100 and found.isfinite().all()
+    refused = [r.getMessage() for r in caplog.records if "not kept" in r.getMessage()]
+    assert len(refused) == 2 and all("\n" not in text for text in refused)
+    assert (folder / "file").read_text() == "no folder"
+    assert not [path for path in folder.rglob("*") if path.suffix in (".json", ".npy", ".tmp")]
+
+
+def test_another_teacher_under_the_same_name_is_measured(untrained, pipeline):
+    """Even one of the same size and date, whose weights were only moved there."""
+    cache = untrained.parent / "cache"
+    stamp = untrained.stat().st_mtime_ns
+    _, first = load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+    torch.manual_seed(1)
+    save_file(resnet8(10).state_dict(), other := untrained.parent / "other.safetensors")
+    os.utime(other, ns=(stamp, stamp))
+    assert other.stat().st_size == untrained.stat().st_size
+    other.replace(untrained)
+    _, second = load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+    assert len(list(cache.iterdir())) == 2 and first != second
+    expected = load_teacher(resnet8(10), untrained, pipeline, COMPUTE)[1]
+    assert second == expected
+
+
+def test_one_file_of_weights_in_two_networks(untrained, pipeline):
+    cache = untrained.parent / "cache"
+    for network in ("", "input_size 32", "input_size 64"):
+        load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache, network=network)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_a_file_is_hashed_once(untrained, pipeline):
+    def hashed():
+        return _weights_digest.cache_info().misses
+
+    before, cache = hashed(), untrained.parent / "cache"
+    for _ in range(2):
+        teacher, _ = load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+        entropies_of_training_set(teacher, untrained, pipeline, COMPUTE, 3.0, cache)
+        weights_digest(untrained)
+    assert hashed() == before + 1
+    os.utime(untrained, ns=(1, 1))  # perhaps written to: it is looked at again
+    load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=cache)
+    assert hashed() == before + 2 and len(list(cache.glob("*.json"))) == 1
+
+
+def test_a_teacher_that_is_replaced_while_it_is_read(untrained, pipeline, monkeypatch):
+    def load_and_lose(model, path):
+        load_weights(model, path)
+        save_file(resnet8(10).state_dict(), path)
+
+    monkeypatch.setattr("eakd.classification.teacher.load_weights", load_and_lose)
+    with pytest.raises(UserError, match=r"a\.safetensors: was replaced while it was read"):
+        load_teacher(resnet8(10), untrained, pipeline, COMPUTE, cache=untrained.parent / "cache")
+    assert not (untrained.parent / "cache").exists()

@@ -69,7 +69,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("eakd.models.weights.save_file", fail)
+    monkeypatch.setattr("eakd.models.weights.save", fail)
     with pytest.raises(OSError, match="disk full"):
         save_weights(build("resnet8"), path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

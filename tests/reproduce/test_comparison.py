@@ -122,7 +122,7 @@ def test_curves_have_a_point_for_each_evaluation(tmp_path, monkeypatch):
         lines = [{"epoch": epoch, "train_loss": 1.0} for epoch in range(1, 6)]
         for line in lines:
             line |= {"test_rouge": 10.0 * line["epoch"] + seed} if line["epoch"] in epochs else {}
-        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         runs.append(other_metric(method, seed, 1.0, directory=folder))
     plot_curves(runs, tmp_path / "curves.png")
     assert drawn == {"kd (n = 2)": {2: 20.5, 4: 40.5, 5: 50.5}, "ea_kd (n = 2)": {}}

@@ -6,13 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from eakd.config import compose, method_files
 from eakd.errors import UserError
-from eakd.reproduce.plan import describe_plan, estimate, make_plan, state_of
+from eakd.reproduce.plan import STATES, State, make_plan
+from eakd.reproduce.progress import describe_plan, estimate
 from eakd.reproduce.speed import measure
+from eakd.reproduce.states import read_states, state_of
 from eakd.reproduce.table import load_table, make_table
 from eakd.training.lock import RunLock
+from eakd.training.reading import checksum
 from eakd.training.run import run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -232,7 +236,8 @@ def test_states_of_a_run(one, tmp_path):
     assert found.hours == 0 and found.known == 0
 
     (job.directory / "summary.json").write_text(json.dumps(summary)[:40])  # half-written
-    assert state_of(job).name == "interrupted" and "summary.json is damaged" in state_of(job).text
+    assert state_of(job).name == "damaged"
+    assert f"{job.directory}/summary.json: found a damaged file" in state_of(job).text
     assert train()["top1_last"] == summary["top1_last"]
     assert state_of(job).name == "done"
 
@@ -279,7 +284,10 @@ def test_a_directory_with_another_config_is_a_failure_and_untouched(one):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"protocol": "mine"}, "protocol: found 'mine', allowed is one of authors, common"),
+        (
+            {"protocol": "mine"},
+            "protocol: found 'mine', allowed is one of authors, common, default",
+        ),
         ({"scale": "tiny"}, "scale: found 'tiny', allowed is one of paper, short, smoke"),
         ({"seeds": []}, "seeds: found an empty list"),
         ({"seeds": 3}, "seeds: found 3, allowed is a list of integers >= 0"),
@@ -289,3 +297,111 @@ def test_a_directory_with_another_config_is_a_failure_and_untouched(one):
 def test_bad_settings(settings, message, tmp_path):
     with pytest.raises(UserError, match=message):
         plan_of("1", tmp_path, **settings)
+
+
+DAMAGES = {
+    "summary.json": ["", "[]", "7", '{"seed": "x"}', '{"top1_last": NaN}', b"\xff\xfe{", None],
+    "config.json": ["", "[]", "{", b"\xff", None],
+    "status.json": ["{", "[1]", b"\x00\xff", None],
+    "metrics.jsonl": ["{}\n", "nonsense\n", b"\xff\n", None],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, each) for name, found in DAMAGES.items() for each in found]
+)
+def test_a_damaged_file_is_one_line_that_names_it(name, content, one, tmp_path):
+    """Whatever lies in its place (``None`` for a folder), the plan and its state are there."""
+    plan, job, _ = one
+    job.directory.mkdir(parents=True)
+    if name != "config.json":
+        (job.directory / "config.json").write_text(json.dumps(job.identified))
+    if content is None:
+        (job.directory / name).mkdir()
+    else:
+        content = content if isinstance(content, bytes) else content.encode()
+        (job.directory / name).write_bytes(content)
+    states = read_states(plan.jobs)
+    state = states[job.directory]
+    assert state.name == "damaged" and str(job.directory / name) in state.text
+    assert "\n" not in state.text
+    text = describe_plan(plan, states, tmp_path, every_run=False)
+    assert "1 damaged" in text and str(job.directory / name) in text
+
+
+def test_a_plan_is_a_grid_of_states(tmp_path):
+    plan = plan_of("2", tmp_path, methods=["none", "kd", "ea_kd"], checkpoint_root=str(tmp_path))
+    states = {job.directory: State("to do", "", 0) for job in plan.jobs}
+    cell = next(cell for cell in plan.cells if cell.method == "ea_kd")
+    first, second = plan.cells[cell].values()
+    states[first.directory], states[second.directory] = (
+        State("done", "", 240),
+        State("stale", "", 0),
+    )
+    text = describe_plan(plan, states, tmp_path, every_run=False, grid=True)
+    lines = text.splitlines()
+    assert len(lines) < 20 and "verbose=true" in lines[-1]
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
+    assert rows["teacher"] == ["1t"] * 7 and rows["kd"] == ["2t"] * 7
+    assert rows["ea_kd"] == ["1d", "1s", *["2t"] * 6]
+    for name in STATES:
+        assert f"{STATES[name]} {name}" in text
+    every = describe_plan(plan, states, tmp_path, every_run=True, grid=True)
+    assert all(str(job.directory) in every for job in plan.jobs)
+
+
+def test_the_default_protocol_is_the_data_sets_own(own_configs, tmp_path):
+    """Data of any domain bring a recipe; none is forced on them."""
+    head = "defaults: [{override /recipe@_global_.recipe: digits}]\n"
+    own_configs({"data/own.yaml": head + SET.format(name="own").strip("\n")})
+    definition = {**load_table("2"), "data": "own"}
+    table = make_table(definition, pairs=["resnet8-resnet8"], methods=["kd", "mld"])
+    roots = {"output_root": str(tmp_path), "checkpoint_root": str(tmp_path)}
+    plan = make_plan(table, seeds=[0], protocol="default", **roots)
+    assert {job.epochs for job in plan.jobs} == {60}
+    for job in plan.jobs:
+        assert not any(text.startswith("recipe=") for text in job.overrides)
+        assert Path(compose(list(job.overrides)).run_dir) == job.directory
+
+
+@pytest.mark.parametrize(
+    ("scale", "override"),
+    [
+        ("smoke", "recipe.epochs=7"),
+        ("smoke", "++recipe.epochs=7"),
+        ("smoke", "recipe.warmup_epochs=1"),
+        ("short", "recipe.epochs=100"),
+        ("short", "recipe.milestones=[3,5]"),
+        ("short", "distiller.warmup=5"),
+    ],
+)
+def test_an_override_that_a_scale_would_overrule_is_refused(scale, override, tmp_path):
+    key = override.lstrip("+").partition("=")[0]
+    settings = {"methods": ["dkd"], "pairs": ["vgg13-vgg8"]}
+    message = rf"^overrides: found '.*', but scale={scale} sets {re.escape(key)} itself, allowed"
+    with pytest.raises(UserError, match=message):
+        plan_of("2", tmp_path, scale=scale, overrides=[override], **settings)
+    plan = plan_of("2", tmp_path, overrides=[override], **settings)
+    value = compose(list(plan.students[0].overrides))
+    assert str(OmegaConf.select(value, key)).replace(" ", "") == override.partition("=")[2]
+
+
+def test_runs_of_another_teacher_or_other_data_are_stale(one, tmp_path):
+    plan, job, train = one
+    summary = train()
+    assert read_states(plan.jobs)[job.directory].name == "done"
+    place = job.directory / "summary.json"
+
+    def state(**changes):
+        changed = {key: value for key, value in {**summary, **changes}.items() if value is not None}
+        changed["checksum"] = checksum(changed)
+        place.write_text(json.dumps(changed))
+        return read_states(plan.jobs)[job.directory]
+
+    assert state().name == "done"
+    stale = state(teacher_digest="ab" * 32)
+    assert stale.name == "stale" and "another teacher (abababababab) than" in stale.text
+    assert str(job.teacher) in stale.text and "retry=true" in stale.text
+    assert state(teacher_digest=None).name == "done"  # of an earlier version
+    (found,) = estimate(plan, {job.directory: stale}, tmp_path) or [None]
+    assert found.known == 0  # trained again only when told

@@ -5,13 +5,16 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from eakd.config import ROOT
 
@@ -89,7 +92,10 @@ def test_plan_and_status_and_report_change_nothing(small):
     plan = reproduce(folder, *SMALL, "mode=plan", "seeds=[0,1,7]")
     assert "12 runs, 0 of them teachers" in plan
     assert "8 done, 0 running, 0 interrupted, 0 failed, 4 to do" in plan
-    assert "hours remain on one" in plan and plan.count("\n  to do ") == 4
+    assert "hours remain on one" in plan and plan.count(" 2d 1t\n") == 4
+    assert "\n  to do " not in plan
+    every = reproduce(folder, *SMALL, "mode=plan", "seeds=[0,1,7]", "verbose=true")
+    assert every.count("\n  to do ") == 4 and every.count("\n  done ") == 8
     status = reproduce(folder, *SMALL, "mode=status", "seeds=[0,1,7]")
     assert "8 done" in status and "\n  to do " not in status
     assert sorted(folder.rglob("*")) == before
@@ -110,7 +116,7 @@ def test_the_report_goes_into_a_document(small):
 
 def test_a_failed_run_is_named_and_retried(tmp_path):
     words = [*SMALL, "seeds=[0]", "variants=[uniform,ea]"]
-    planned = reproduce(tmp_path, *words, "mode=plan")
+    planned = reproduce(tmp_path, *words, "mode=plan", "verbose=true")
     victim = next(line for line in planned.splitlines() if "kd ea" in line)
     directory = tmp_path / victim.partition("(")[2].partition(")")[0]
     directory.mkdir(parents=True)
@@ -131,7 +137,7 @@ def test_a_failed_run_is_named_and_retried(tmp_path):
 def test_students_of_a_failed_teacher_wait_and_others_go_on(tmp_path):
     words = ["table=control", "scale=smoke", "variants=[uniform]", "seeds=[0]"]
     words.append("pairs=[resnet14-resnet8,resnet20-resnet8]")
-    planned = reproduce(tmp_path, *words, "mode=plan")
+    planned = reproduce(tmp_path, *words, "mode=plan", "verbose=true")
     victim = next(line for line in planned.splitlines() if "teacher resnet14" in line)
     directory = tmp_path / victim.partition("(")[2].partition(")")[0]
     directory.mkdir(parents=True)
@@ -145,7 +151,7 @@ def test_students_of_a_failed_teacher_wait_and_others_go_on(tmp_path):
 
 def test_a_lock_from_another_machine_is_respected(tmp_path):
     words = ["table=control", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
-    planned = reproduce(tmp_path, *words, "mode=plan")
+    planned = reproduce(tmp_path, *words, "mode=plan", "verbose=true")
     victim = next(line for line in planned.splitlines() if "kd matched" in line)
     lock = tmp_path / victim.partition("(")[2].partition(")")[0] / "lock.json"
     lock.parent.mkdir(parents=True)
@@ -161,6 +167,74 @@ def test_a_lock_from_another_machine_is_respected(tmp_path):
     status = reproduce(tmp_path, *words, "mode=status")
     assert "running     kd matched" in status and "process 1 on node7" in status
     assert json.loads(lock.read_text()) == owner
+
+
+def test_runs_of_another_teacher_are_shown_and_trained_again_when_told(tmp_path):
+    words = ["table=control", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
+    reproduce(tmp_path, *words, "variants=[uniform,ea]")
+    (teacher,) = tmp_path.glob("checkpoints/**/resnet14.safetensors")
+    weights = load_file(teacher)
+    save_file({k: v * 1.5 if k == "fc.weight" else v for k, v in weights.items()}, teacher)
+    words.append("variants=[uniform,ea,matched]")
+    plan = reproduce(tmp_path, *words, "mode=plan")
+    assert "2 stale, 1 to do" in plan and plan.count(" 1s\n") == 2
+    before = {path: path.read_bytes() for path in finished(tmp_path)}
+    output = reproduce(tmp_path, *words, status=2)
+    assert "(2 stale)" in output.splitlines()[-1]
+    assert "| uniform | – (0 of 1, 1 stale) |" in output and "Warning: 2 runs stale" in output
+    (written,) = tmp_path.glob("outputs/reports/*/report.md")
+    assert written.read_text().count(": stale: made with another teacher") == 2
+    assert all(path.read_bytes() == text for path, text in before.items())
+    assert "3 of 3 runs are finished" in reproduce(tmp_path, *words, "retry=true")
+    digests = {json.loads(path.read_text()).get("teacher_digest") for path in finished(tmp_path)}
+    assert len(digests - {None}) == 1
+
+
+def obeying_permissions():
+    """What to put before a command so that even the superuser obeys permissions."""
+    if os.name != "posix" or os.getuid() != 0:
+        return []
+    words = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*words, "true"]).returncode != 0:
+        pytest.skip("the superuser reads and writes everything, and setpriv is not there")
+    return words
+
+
+def test_what_may_only_be_read_is_reported(small):
+    """As from a disk that is mounted read-only, with a directory that nobody may read."""
+    folder, _ = small
+    before = obeying_permissions()
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "copy"
+        shutil.copytree(folder, copy)
+        shutil.rmtree(copy / "outputs" / "reports", ignore_errors=True)
+        for path in (copy.parent, copy, *copy.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        closed = min(copy.glob("outputs/digits/*/kd+matched/seed0-*"))
+        closed.chmod(0)
+
+        def command(script, *words):
+            done = subprocess.run(
+                [*before, sys.executable, str(ROOT / "scripts" / script), *words],
+                cwd=copy,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout + done.stderr
+
+        try:
+            output = command("reproduce.py", *SMALL, "mode=report")
+            assert "7 of 8 runs are finished" in output and "report is not written" in output
+            output = command("reproduce.py", *SMALL, "mode=status")
+            (line,) = [line for line in output.splitlines() if line.startswith("  damaged  ")]
+            assert f"{closed.relative_to(copy)}/config.json: found no readable file" in line
+            output = command("report.py", "runs='outputs/digits/*/kd*/**'", "by=[method]")
+            assert "| kd+matched | 1 |" in output
+            assert re.search(r"Left out: 1 of \d+ runs \(1 damaged\)", output)
+        finally:
+            for path in (copy.parent, copy, closed, *copy.rglob("*")):
+                path.chmod(0o755)
 
 
 METHOD = """
@@ -247,7 +321,7 @@ def test_killed_three_times_the_report_is_that_of_an_undisturbed_run(tmp_path):
         (["table=1", "pairs=[a-b]"], "error: pairs: found 'a-b', allowed is one of resnet32x4-"),
         (["table=1", "methods=[xkd]"], "error: methods: found 'xkd', allowed is one of kd, ctkd"),
         (["table=1", "protocol=x"], "error: protocol: found 'x', allowed is one of authors"),
-        (["table=1", "protocl=x"], "error: protocl: found an unknown key, allowed is one of table"),
+        (["table=1", "protocl=x"], "error: protocl: found an unknown key"),
         (["table=1", 'overrides=["recipe.x=1"]'], "error: recipe.x: found an unknown key"),
         (["table=1", 'overrides=["seed=1"]'], "error: overrides: found 'seed=1'"),
         (["table=1", "overrides=x"], "error: overrides: found 'x', allowed is a list"),

@@ -100,6 +100,9 @@ class Detection:
         networks = {"student": student, "teacher": teacher, "weighting": weighting}
         return Built(data, build(config.distiller, "distiller", **networks))
 
+    def inputs(self, config):
+        return {"data_fingerprint": build(config.data.load, "data").fingerprint}
+
     def measure(self, batch, terms):
         right = (terms.student_logits.argmax(-1) == terms.targets).float()
         sums, counts = torch.zeros(2, len(batch.index)).index_add(

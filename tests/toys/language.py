@@ -129,6 +129,9 @@ class Language:
         networks = {"student": student, "teacher": teacher, "weighting": weighting}
         return Built(data, build(config.distiller, "distiller", **networks))
 
+    def inputs(self, config):
+        return {"data_fingerprint": Text(build(config.data.load, "data")).fingerprint}
+
     def measure(self, batch, terms):
         return {"characters": accuracy(terms.student_logits, batch)}
 

@@ -162,3 +162,80 @@ def test_a_run_takes_and_returns_the_lock(tiny_with_teacher, tmp_path):
     assert not (tmp_path / "run" / NAME).exists()
     foreign(tmp_path / "run", silent=0)  # a finished run needs no lock to be read
     assert run(compose(overrides)) == summary
+
+
+def foreign_ahead(directory, seconds):
+    """A lock of another machine whose clock is ahead of ours."""
+    foreign(directory, -seconds)
+
+
+def test_a_date_in_the_future_is_watched_by_our_own_clock(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "STALE", 0.6)
+    foreign_ahead(tmp_path, 10_000)
+    assert not read_owner(tmp_path)["alive"]  # a plan doesn't wait for it
+    with RunLock(tmp_path):  # silent all the while: dead
+        pass
+    foreign_ahead(tmp_path, 10_000)
+    path = tmp_path / NAME
+    ended = threading.Event()
+
+    def beat():
+        ahead = time.time() + 10_000
+        while not ended.wait(0.05):
+            ahead += 0.05
+            os.utime(path, (ahead, ahead))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(Locked):  # a sign of life, whatever its clock says
+            RunLock(tmp_path).acquire()
+    finally:
+        ended.set()
+        thread.join()
+
+
+def claim_of(directory, pid):
+    """What a process leaves that is killed while it takes over the lock of `foreign`."""
+    foreign(directory, STALE + 5)
+    owner = {**lock_module._process(pid), "token": "dead"}
+    (directory / f".{NAME}.abc").write_text(json.dumps(owner))
+
+
+def test_a_kill_while_taking_over_costs_nothing(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    claim_of(tmp_path, process.pid)
+    process.wait()
+    with RunLock(tmp_path):
+        assert read_owner(tmp_path)["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_living_claim_is_respected(tmp_path):
+    claim_of(tmp_path, os.getpid())
+    with pytest.raises(Locked, match="just taking over"):
+        RunLock(tmp_path).acquire()
+
+
+def test_of_many_that_meet_a_dead_claim_one_gets_the_lock(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    for _ in range(20):
+        claim_of(tmp_path, process.pid)
+        locks = [RunLock(tmp_path) for _ in range(8)]
+
+        def take(lock):
+            try:
+                lock.acquire()
+            except Locked:
+                return None
+            return lock
+
+        with ThreadPoolExecutor(8) as pool:
+            holders = [lock for lock in pool.map(take, locks) if lock is not None]
+        assert len(holders) <= 1
+        for holder in holders:
+            holder.check()
+            holder.release()
+        for path in tmp_path.iterdir():
+            path.unlink()

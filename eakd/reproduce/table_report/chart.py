@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from html import escape
 
+from eakd.reproduce.escaping import html_text
 from eakd.reproduce.palette import Look, looks
 from eakd.reproduce.table_report.numbers import Entry, Report
 
@@ -37,7 +37,7 @@ def chart(report: Report) -> str:
     panels = [metric for metric in report.table.metrics if any(e.metric == metric for e in entries)]
     width = LEFT + len(panels) * (SIDE + LEFT) + (LEGEND if panels else SIDE)
     height = TOP + SIDE + BOTTOM if panels else 2 * TOP
-    title = f"The paper's {escape(report.table.quantities)} against ours, {report.select} epoch"
+    title = f"The paper's {html_text(report.table.quantities)} against ours, {report.select} epoch"
     lines = [
         f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" aria-label="{title}">',
@@ -51,7 +51,7 @@ def chart(report: Report) -> str:
     for place, name in enumerate(names):
         x, y = LEFT + len(panels) * (SIDE + LEFT) - LEFT + 20, TOP + 10 + 20 * place
         lines.append(f'<circle cx="{x}" cy="{y}" r="5" {paint[name]}/>')
-        lines.append(f'<text x="{x + 12}" y="{y + 4}">{escape(name)}</text>')
+        lines.append(f'<text x="{x + 12}" y="{y + 4}">{html_text(name)}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -91,7 +91,7 @@ def _panel(
             f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>',
             f'<text x="{left - 6}" y="{y}" dy="4" text-anchor="end">{value:g}</text>',
         ]
-    middle, shown = left + SIDE // 2, escape(f"{metric} {report.table.unit}".rstrip())
+    middle, shown = left + SIDE // 2, html_text(f"{metric} {report.table.unit}".rstrip())
     lines += [
         f'<path class="same" d="M{left} {bottom}L{left + SIDE} {TOP}"/>',
         f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">paper, {shown}</text>',
@@ -103,7 +103,7 @@ def _panel(
         x, y = across(entry.paper.mean), up(score.mean)
         spread = "" if score.std is None else f" ± {score.std:.2f}"
         lines.append(
-            f"<g><title>{escape(entry.cell.label)}: paper {entry.paper.mean:.2f}, "
+            f"<g><title>{html_text(entry.cell.label)}: paper {entry.paper.mean:.2f}, "
             f"ours {score.mean:.2f}{spread} ({score.seeds})</title>"
         )
         if score.std:

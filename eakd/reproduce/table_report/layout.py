@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -81,7 +82,7 @@ def time_line(report: Report) -> str:
 
 def address(run: Run) -> str:
     """A link to a finished run's directory."""
-    return quote(run.place, safe="/")
+    return quote(os.fsencode(run.place), safe="/")
 
 
 def progress(run: Run, report: Report) -> str:
@@ -100,11 +101,14 @@ def _signed(value: float) -> str:
     return f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")  # + 0.0: no minus before zero
 
 
-def _score(score: Score, wanted: int | None = None, runs: Sequence[Run] = ()) -> Text:
+def _score(
+    score: Score, wanted: int | None = None, runs: Sequence[Run] = (), stale: int = 0
+) -> Text:
     """``wanted`` is how many seeds there should be, ``None`` for what is no mean over seeds."""
     note = ""
     if wanted is not None:
-        note = f"({score.seeds})" if score.seeds == wanted else f"({score.seeds} of {wanted})"
+        parts = [str(score.seeds) if score.seeds == wanted else f"{score.seeds} of {wanted}"]
+        note = f"({', '.join([*parts, *([f'{stale} stale'] if stale else [])])})"
     if score.mean is None:
         return Text(DASH, note=note)
     spread = "" if score.std is None else f" ± {score.std:.2f}"
@@ -157,7 +161,8 @@ def _our_score(report: Report, entry: Entry, which: str) -> Text:
     runs = report.runs_of(entry.cell)
     # One link to a run is enough: in the grid of the selected value.
     linked = [run for run in runs if run.summary is not None and which == report.select]
-    return _score(getattr(entry, which), len(runs), linked)
+    stale = sum(run.state.startswith("stale") for run in runs)
+    return _score(getattr(entry, which), len(runs), linked, stale)
 
 
 def _paper_grid(report: Report) -> Grid:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from eakd.errors import check_choice
+from eakd.reproduce.agreement import INPUTS, count_runs, outdated, stale_text
 from eakd.reproduce.comparison import Difference, metrics_of, paired_difference
+from eakd.reproduce.escaping import one_line
 from eakd.reproduce.table import Cell, Table, paper_numbers
-from eakd.reproduce.table_report.provenance import environment_lines, notes, one_line
+from eakd.reproduce.table_report.provenance import environment_lines, notes
 
 # cell → seed → what summary.json holds, with "directory" and "config" added
 Results = Mapping[Cell, Mapping[int, Mapping[str, Any]]]
@@ -185,6 +187,7 @@ def summarise(
         UserError: the runs do not measure what the table shows.
     """
     check_choice("select", select, SELECT)
+    results, states = _set_aside(results, states)
     runs = []
     for cell in table.cells:
         if cell.method == "teacher":
@@ -212,10 +215,46 @@ def summarise(
         averages=_averages(table, gains),
         runs=tuple(runs),
         selection=tuple(sorted({run["selection"] for run in summaries})),
-        notes=tuple(notes(table, finished)),
+        notes=(*_aside_notes(runs), *notes(table, finished)),
         environment=tuple(environment_lines(summaries)),
         seconds=tuple(run["seconds"] for run in summaries),
     )
+
+
+def _aside_notes(runs: Sequence[Run]) -> Iterator[str]:
+    for kind, why in (
+        ("stale", "made with other data or another teacher than is used now; see retry=true"),
+        ("damaged", "not readable"),
+    ):
+        count = sum(run.state.partition(":")[0] == kind for run in runs)
+        if count:
+            yield f"Warning: {count_runs(count)} {kind} ({why}) and in no mean"
+
+
+def _set_aside(results: Results, states: States) -> tuple[Results, States]:
+    """Take the runs out that were made from other data, or another teacher, than the newest ones.
+
+    A plan has done so by the files that lie there now; this holds for runs from anywhere.
+    """
+    alike: dict[tuple[Any, ...], dict[tuple[Cell, int], Mapping[str, Any]]] = defaultdict(dict)
+    for cell, by_seed in results.items():
+        for seed, run in by_seed.items():
+            config = run.get("config", {})
+            # A table's own variants may set the data, or the teacher's file.
+            alike[INPUTS[0], str(config.get("data"))][cell, seed] = run
+            alike[INPUTS[1], cell.pair, str(config.get("teacher"))][cell, seed] = run
+    stale = {}
+    for (key, *_), runs in alike.items():
+        for place, values in outdated(runs, key).items():
+            stale[place] = stale_text(key, *values)
+    kept = {
+        cell: {seed: run for seed, run in by_seed.items() if (cell, seed) not in stale}
+        for cell, by_seed in results.items()
+    }
+    told = {cell: dict(by_seed) for cell, by_seed in states.items()}
+    for (cell, seed), text in stale.items():
+        told.setdefault(cell, {})[seed] = f"stale: {text}"
+    return kept, told
 
 
 def _values(results: Results, cell: Cell, metric: str, which: str) -> dict[int, float]:

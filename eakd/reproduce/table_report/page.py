@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from itertools import groupby
 
+from eakd.reproduce.escaping import html_text
 from eakd.reproduce.table_report.layout import (
     Grid,
     Text,
@@ -48,8 +48,8 @@ td small { color: var(--soft); } td .runs { display: block; }
 
 def html_page(report: Report, chart: str) -> str:
     """One page that needs nothing else; ``chart`` is an SVG."""
-    title = escape(headline(report))
-    about = [f"{escape(name)}: {escape(text)}" for name, text in report.about.items()]
+    title = html_text(headline(report))
+    about = [f"{html_text(name)}: {html_text(text)}" for name, text in report.about.items()]
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -57,16 +57,16 @@ def html_page(report: Report, chart: str) -> str:
         f"<title>{title}</title><style>{_STYLE}</style></head><body><main>",
         f"<h1>{title}</h1>",
         _html_list("about", about),
-        f"<p>{escape(describe(report))}</p>",
+        f"<p>{html_text(describe(report))}</p>",
         f"<p>\n{time_line(report)}\n</p>",
-        _html_list("notes", map(escape, report.notes)),
+        _html_list("notes", map(html_text, report.notes)),
     ]
     tables = [_html_grid(grid, report) for grid in grids(report)]
     parts += [tables[0], f"<figure>\n{chart}</figure>", *tables[1:]]
     if report.environment:
-        parts += ["<h2>Environment</h2>", _html_list("plain", map(escape, report.environment))]
+        parts += ["<h2>Environment</h2>", _html_list("plain", map(html_text, report.environment))]
     open_runs = [
-        escape(f"{run.cell.label}, seed {run.seed}: {run.state}")
+        html_text(f"{run.cell.label}, seed {run.seed}: {run.state}")
         for run in report.runs
         if run.summary is None
     ]
@@ -82,19 +82,19 @@ def _html_list(kind: str, items: Iterable[str]) -> str:
 
 
 def _html_grid(grid: Grid, report: Report) -> str:
-    heads = "".join(f'<th scope="col">{escape(t)}</th>' for t in (*grid.corner, *grid.columns))
+    heads = "".join(f'<th scope="col">{html_text(t)}</th>' for t in (*grid.corner, *grid.columns))
     heads = heads.replace("\n", "<br>")
-    lines = [f"<h2>{escape(grid.title)}</h2>", '<div class="scroll" tabindex="0"><table>']
+    lines = [f"<h2>{html_text(grid.title)}</h2>", '<div class="scroll" tabindex="0"><table>']
     lines += [f"<thead><tr>{heads}</tr></thead>"]
     for label, rows in groupby(grid.rows, key=lambda row: row[0][0]):
         rows = list(rows)
         lines.append("<tbody>")
         for place, (labels, texts) in enumerate(rows):
             first = ""
-            sub = "".join(f'<th class="sub" scope="row">{escape(t)}</th>' for t in labels[1:])
+            sub = "".join(f'<th class="sub" scope="row">{html_text(t)}</th>' for t in labels[1:])
             if place == 0:
                 scope = f'scope="rowgroup" rowspan="{len(rows)}"' if sub else 'scope="row"'
-                first = f"<th {scope}>{escape(label)}</th>"
+                first = f"<th {scope}>{html_text(label)}</th>"
             cells = "".join(f"<td>{_html_text(text, report)}</td>" for text in texts)
             lines.append(f"<tr>{first}{sub}{cells}</tr>")
         lines.append("</tbody>")
@@ -103,11 +103,11 @@ def _html_grid(grid: Grid, report: Report) -> str:
 
 def _html_text(text: Text, report: Report) -> str:
     kind = {"best": "strong", "second": "u"}.get(text.mark, "span")
-    shown = f"<{kind}>{escape(text.value)}</{kind}>"
+    shown = f"<{kind}>{html_text(text.value)}</{kind}>"
     if text.note:
-        shown += f" <small>{escape(text.note)}</small>"
+        shown += f" <small>{html_text(text.note)}</small>"
     links = " ".join(
-        f'<a href="{escape(address(run))}" aria-label="run of seed {run.seed}" '
+        f'<a href="{html_text(address(run))}" aria-label="run of seed {run.seed}" '
         f'title="{progress(run, report)}">{run.seed}</a>'
         for run in text.runs
     )

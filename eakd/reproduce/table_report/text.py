@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 from eakd.reproduce.comparison import first_metric
+from eakd.reproduce.escaping import csv_cell, markdown_item, markdown_text, one_line
 from eakd.reproduce.table_report.layout import (
     Text,
     address,
@@ -29,13 +30,13 @@ def markdown(report: Report, level: int = 1, runs: bool = True) -> str:
         runs: also list the runs, with links that hold in the report's folder only.
     """
     heading, lines = "#" * level, []
-    lines += [f"{heading} {_md(headline(report))}", ""]
-    lines += [f"- {_md(name)}: {_md(text)}" for name, text in report.about.items()]
-    lines += ["", _md(describe(report)), "", time_line(report)]
+    lines += [f"{heading} {markdown_text(headline(report))}", ""]
+    lines += [f"- {markdown_item(f'{name}: {text}')}" for name, text in report.about.items()]
+    lines += ["", markdown_text(describe(report)), "", time_line(report)]
     if report.notes:
-        lines += ["", *(f"- {_md(text)}" for text in report.notes)]
+        lines += ["", *(f"- {markdown_item(text)}" for text in report.notes)]
     for grid in grids(report):
-        lines += ["", f"{heading}# {_md(grid.title)}", ""]
+        lines += ["", f"{heading}# {markdown_text(grid.title)}", ""]
         lines += [_md_row([*grid.corner, *grid.columns])]
         lines += ["|" + "---|" * (len(grid.corner) + len(grid.columns))]
         last = None
@@ -46,13 +47,13 @@ def markdown(report: Report, level: int = 1, runs: bool = True) -> str:
             last = labels[0]
     if report.environment:
         lines += ["", f"{heading}# Environment", ""]
-        lines += [f"- {_md(text)}" for text in report.environment]
+        lines += [f"- {markdown_item(text)}" for text in report.environment]
     if runs:
         lines += ["", f"{heading}# Runs, {report.select} epoch", ""]
         for cell, of_cell in groupby(report.runs, key=lambda run: run.cell):
             states = groupby(of_cell, key=lambda run: run.summary is None and run.state)
             parts = [part for state, some in states for part in _md_runs(report, state, list(some))]
-            lines.append(f"- {_md(cell.label)}: {', '.join(parts)}")
+            lines.append(f"- {markdown_item(cell.label)}: {', '.join(parts)}")
     return "\n".join(lines) + "\n"
 
 
@@ -60,23 +61,17 @@ def _md_runs(report: Report, state: str | bool, runs: list[Run]) -> list[str]:
     """Finished runs with links; others of one state together."""
     if state:
         seeds = " ".join(str(run.seed) for run in runs)
-        return [f"seed{'s' * (len(runs) > 1)} {seeds}: {_md(str(state))}"]
+        return [f"seed{'s' * (len(runs) > 1)} {seeds}: {markdown_text(str(state))}"]
     return [f"[seed {r.seed}]({address(r)}) {progress(r, report)}" for r in runs]
 
 
 def _md_row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(_md(text).replace("\n", "<br>") for text in texts) + " |"
+    return "| " + " | ".join(map(markdown_text, texts)) + " |"
 
 
 def _md_text(text: Text) -> str:
     around = {"best": ("**", "**"), "second": ("<u>", "</u>")}.get(text.mark, ("", ""))
-    return f"{around[0]}{_md(text.value)}{around[1]} {_md(text.note)}".rstrip()
-
-
-def _md(text: str) -> str:
-    """Escaped so that it shows as it is, also within a table; ``ea_kd`` needs nothing."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"[\\`*|~$]|\](?=\()|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    return f"{around[0]}{markdown_text(text.value)}{around[1]} {markdown_text(text.note)}".rstrip()
 
 
 # LaTeX
@@ -89,9 +84,11 @@ _LATEX |= {"τ": r"$\tau$", "′": r"$'$", "…": r"\dots{}"}
 
 def latex(report: Report) -> str:
     """The grids as floats with booktabs' rules; they shrink to the width of the text."""
-    lines = [f"% {headline(report)}", r"% needs \usepackage{booktabs,graphicx}"]
-    lines += [f"% {name}: {text}" for name, text in report.about.items()]
-    lines += [f"% {describe(report)}", *(f"% {text}" for text in report.notes)]
+    # On one line each: what follows a line break in a comment would be obeyed.
+    comments = [headline(report), r"needs \usepackage{booktabs,graphicx}"]
+    comments += [f"{name}: {text}" for name, text in report.about.items()]
+    comments += [describe(report), *report.notes]
+    lines = [f"% {one_line(text)}" for text in comments]
     for grid in grids(report):
         aligned = "l" * len(grid.corner) + "c" * len(grid.columns)
         lines += ["", r"\begin{table}[p]", r"\centering\small"]
@@ -112,7 +109,7 @@ def latex(report: Report) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    return "".join(_LATEX.get(char, char) for char in one_line(text))
 
 
 def _tex_row(cells: Sequence[str]) -> str:
@@ -143,6 +140,10 @@ def csv_text(report: Report) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
     writer.writeheader()
+
+    def write(row: dict[str, Any]) -> None:
+        writer.writerow({key: csv_cell(value) for key, value in row.items()})
+
     for entry in report.entries:
         cell = entry.cell
         common = {
@@ -155,7 +156,7 @@ def csv_text(report: Report) -> str:
         }
         if cell.method == "teacher":
             state = "missing" if entry.last.mean is None else "evaluated"
-            writer.writerow({**common, "last": entry.last.mean, "state": state})
+            write({**common, "last": entry.last.mean, "state": state})
         for run in report.runs_of(cell):
             row = {**common, "seed": run.seed, "directory": run.place, "state": run.state}
             if run.summary is not None:
@@ -163,5 +164,5 @@ def csv_text(report: Report) -> str:
                 row |= {key: run.summary.get(key) for key in ("selection", "epochs", "seconds")}
                 row["best_epoch"] = run.summary.get(f"{first_metric([run.summary])[0]}_best_epoch")
                 row["commit"] = run.summary.get("environment", {}).get("commit")
-            writer.writerow(row)
+            write(row)
     return stream.getvalue()

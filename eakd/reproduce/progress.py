@@ -1,0 +1,132 @@
+"""A plan as text: how far it is, and how long the rest takes."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from eakd.reproduce.escaping import printable
+from eakd.reproduce.plan import STATES, Job, Plan, State
+from eakd.reproduce.table import Cell
+from eakd.training.protocol import read_speeds
+from eakd.training.protocol import recorded_epochs as epochs_of
+
+
+class Estimate(NamedTuple):
+    """Hours of computation that remain on a kind of device.
+
+    Attributes:
+        device: as recorded by the runs that were timed.
+        hours: of the remaining runs whose speed is known.
+        known, unknown: how many runs that covers, and how many not.
+    """
+
+    device: str
+    hours: float
+    known: int
+    unknown: int
+
+
+def recorded_epochs(
+    plan: Plan, states: dict[Path, State], output_root: str
+) -> dict[str, dict[str, float]]:
+    """``{device: {kind of run: mean seconds per epoch}}``, from runs or else as timed."""
+    begun: dict[str, list[Path]] = defaultdict(list)
+    for job in plan.jobs:
+        if states[job.directory].epochs:
+            begun[job.kind].append(job.directory)
+    speeds = read_speeds(output_root)
+    for kind, directories in begun.items():
+        for device, seconds in epochs_of(directories).items():
+            speeds.setdefault(device, {})[kind] = sum(seconds) / len(seconds)
+    return speeds
+
+
+def estimate(plan: Plan, states: dict[Path, State], output_root: str) -> list[Estimate]:
+    """Time that remains on each kind of device on which something was timed."""
+    told = ("done", "failed", "stale")  # the last two are trained again only when told
+    remaining = [job for job in plan.jobs if states[job.directory].name not in told]
+    found = []
+    for device, seconds in recorded_epochs(plan, states, output_root).items():
+        known = [job for job in remaining if job.kind in seconds]
+        left = [(job.epochs - states[job.directory].epochs) * seconds[job.kind] for job in known]
+        hours = sum(left) / 3600
+        found.append(Estimate(device, hours, len(known), len(remaining) - len(known)))
+    return found
+
+
+def describe_plan(
+    plan: Plan,
+    states: dict[Path, State],
+    output_root: str,
+    *,
+    every_run: bool,
+    grid: bool = False,
+) -> str:
+    """The plan as text: counts, time that remains, and runs.
+
+    Args:
+        every_run: list every run; otherwise those that are begun and not done.
+        grid: instead of the latter, methods × pairs with the number of seeds in each state.
+    """
+    table, jobs = plan.table, plan.jobs
+    counts = Counter(states[job.directory].name for job in jobs)
+    # What nobody hopes for is told where there is some.
+    told = [name for name in STATES if counts[name] or name not in ("damaged", "stale")]
+    lines = [
+        f"table {table.name} (protocol {plan.protocol}, scale {plan.scale}): {len(jobs)} runs, "
+        f"{len(plan.teachers)} of them teachers",
+        "  " + ", ".join(f"{counts[name]} {name}" for name in told),
+    ]
+    for device, hours, known, unknown in estimate(plan, states, output_root):
+        rest = f"; the speed of {unknown} more is not known" if unknown else ""
+        if known:
+            lines.append(f"  {hours:.1f} hours remain on one {device} for {known} runs{rest}")
+    for job in jobs:
+        name, text, _ = states[job.directory]
+        if every_run or (not grid and name not in ("done", "to do")):
+            detail = f": {text}" if text else ""
+            lines.append(f"  {name:<11} {job.label} ({job.directory}){detail}")
+    if grid:  # at the end, where a terminal shows it
+        lines += ["", *_grid(plan, states)]
+        lines += [] if every_run else ["  verbose=true lists every run"]
+    return printable("\n".join(lines))
+
+
+def _grid(plan: Plan, states: dict[Path, State]) -> list[str]:
+    """Methods down, pairs along, teacher over student; in each place the states of its runs."""
+    table, teachers = plan.table, {job.saves: job for job in plan.teachers}
+    labels = list(dict.fromkeys((cell.method, cell.variant) for cell in plan.cells))
+    rows = [["", *(pair.split("-")[place] for pair in table.pairs)] for place in (0, 1)]
+    if teachers:
+        row = ["teacher"]
+        for pair in table.pairs:
+            files = {job.teacher for cell in table.at(pair=pair) for job in _of(plan, cell)}
+            row.append(_counts([teachers[file] for file in files & teachers.keys()], states))
+        rows.append(row)
+    for method, variant in labels:
+        row = [f"{method} {variant}".strip()]
+        for pair in table.pairs:
+            cells = table.at(pair=pair, method=method, variant=variant)
+            row.append(_counts([job for cell in cells for job in _of(plan, cell)], states))
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  "
+        + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    legend = ", ".join(f"{letter} {name}" for name, letter in STATES.items())
+    return [*lines, f"  seeds in each state: {legend}"]
+
+
+def _of(plan: Plan, cell: Cell) -> list[Job]:
+    return list(plan.cells.get(cell, {}).values())
+
+
+def _counts(jobs: Sequence[Job], states: dict[Path, State]) -> str:
+    """``3d 1r 1t``."""
+    counts = Counter(states[job.directory].name for job in jobs)
+    return " ".join(f"{counts[name]}{letter}" for name, letter in STATES.items() if counts[name])
