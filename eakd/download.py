@@ -93,7 +93,8 @@ def _copy(archive: Archive, file, digest) -> None:
     with urllib.request.urlopen(archive.url, timeout=30) as response:
         total = int(response.headers.get("Content-Length") or 0)
         with tqdm(
-            *(None, f"downloading {archive.title}", total or None),
+            desc=f"downloading {archive.title}",
+            total=total or None,
             unit="B",
             unit_scale=True,
             disable=None,  # no bar where the output is not a terminal

@@ -85,12 +85,17 @@ def _warn(path: Path, top1: float, data: Pipeline, expected: float | None) -> No
             "teacher %s reaches %.2f %%, which is guessing among %d classes: check that it was "
             "trained on %s, with its classes in the same order and images normalised by the same "
             "data.mean and data.std",
-            *(path, top1, data.num_classes, data.name),
+            path,
+            top1,
+            data.num_classes,
+            data.name,
         )
     if expected is not None and abs(top1 - expected) > TOLERANCE:
         log.warning(
             "teacher %s reaches %.2f %% but %.2f %% is published: check the weights and data",
-            *(path, top1, expected),
+            path,
+            top1,
+            expected,
         )
 
 

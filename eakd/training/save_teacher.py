@@ -66,7 +66,9 @@ def _may_replace(known: Path, source: Path, target: Path, metric: str) -> bool:
         command = shlex.join(["cp", str(source), str(target)])
         log.warning(
             "save_teacher: kept %s (%s %s) rather than this run (%s); to replace it: %s",
-            *(known, *words, command),
+            known,
+            *words,
+            command,
         )
         return False
     backup = known.with_name(f"{known.stem}.replaced-{digest[:8]}{known.suffix}")
