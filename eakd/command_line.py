@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from eakd.config import CONFIGS, config_dirs, explain_config, register
+from eakd.composing import explain_config
+from eakd.config import CONFIGS, config_dirs, register
 from eakd.errors import Diverged, Interrupted, UserError
 from eakd.workers import is_orphan, is_worker, pin
 
@@ -47,9 +48,10 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     this process.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
-    register(config_dirs(sys.argv))
     job = functools.update_wrapper(JobFunction(task, config_name, exits=True), task)
     try:
+        refuse_pickles(sys.argv)
+        register(config_dirs(sys.argv))
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except KeyboardInterrupt:
         print("SIGINT: the same command runs what is missing", file=sys.stderr)
@@ -60,7 +62,23 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
             raise
         if not getattr(error, "reported", False):
             print(_line(error, config_name), file=sys.stderr)
+        _remove_empty_sweep()
         sys.exit(status)
+
+
+def refuse_pickles(words: Sequence[str]) -> None:
+    """Refuse Hydra's ``--experimental-rerun``, which unpickles a file, and so runs what is in it.
+
+    Raises:
+        UserError: it is among the words, whole or as the beginning that argparse takes for it.
+    """
+    for word in words[1:]:
+        option = word.partition("=")[0]
+        if len(option) > 3 and "--experimental-rerun".startswith(option):
+            raise UserError(
+                f"{option}: found an option that loads a pickle, allowed is the command of the run "
+                "once more, from .hydra/overrides.yaml in its directory"
+            )
 
 
 class JobFunction:
@@ -186,6 +204,15 @@ def _remove_if_empty(directory: Path) -> None:
             path.rmdir()
         except OSError:  # not empty, or gone
             return
+
+
+def _remove_empty_sweep() -> None:
+    """Hydra describes a sweep in a file before it composes its jobs; without any it is in vain."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        folder = Path(HydraConfig.get().sweep.dir)
+        if folder.is_dir() and os.listdir(folder) == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+            _remove_if_empty(folder)
 
 
 def explain(error: Exception, config_name: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,13 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eakd.errors import UserError
 from eakd.factors import KINDS
@@ -38,8 +32,8 @@ FACTS = {
     "data": ("task", "plan"),
     "distiller": ("name", "task", "needs_teacher", "scales_with_epochs"),
     "teacher": ("name", "checkpoint"),
-    "student": ("name", "checkpoint"),
-    "model": ("name", "checkpoint"),
+    "student": ("name",),
+    "model": ("name",),
 }
 
 # Keys that came after the first runs. With these values they are as if they had never been, so that
@@ -52,14 +46,6 @@ RECIPE_DEFAULTS = {
     "steps_per_epoch": None,
     "evaluate_every": 1,
     "min_lr": 0,
-}
-
-# Launchers that are plugins of Hydra -> our extra that installs them.
-EXTRAS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_local": "slurm",
-    "hydra/launcher/submitit_slurm": "slurm",
-    "hydra/launcher/ray": "ray",
 }
 
 DEFAULT_TASK = "eakd.classification.Classification"  # of files that name none
@@ -255,118 +241,6 @@ def name_of(identified: dict[str, Any]) -> str:
 def run_name(config: DictConfig) -> str:
     """`name_of` a config, the same for the same config."""
     return name_of(identity(config))
-
-
-def compose(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:
-    """Compose a config without a command line: for notebooks, tests and runs that start runs.
-
-    Raises:
-        UserError: an unknown name or key, with the valid ones.
-    """
-    try:
-        return _compose(config_name, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain_config(error, config_name)) from error
-
-
-def _compose(config_name: str, overrides: list[str] | None = None) -> DictConfig:
-    if GlobalHydra.instance().is_initialized():  # inside an application over the same configs
-        return hydra.compose(config_name, overrides)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(config_name, overrides)
-
-
-def locate(name: str, key: str) -> Any:
-    """What a dotted name such as ``eakd.data.digits`` stands for.
-
-    Raises:
-        UserError: nothing; ``key`` is where the name stands.
-    """
-    first, *parts = name.split(".")
-    try:
-        found = importlib.import_module(first)
-        for place, part in enumerate(parts):
-            # An attribute before a module: `eakd.data.digits` is the function, not its file.
-            if not hasattr(found, part):
-                importlib.import_module(".".join([first, *parts[: place + 1]]))
-            found = getattr(found, part)
-        return found
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{key}: found {name!r}, allowed is the dotted name of something that can be imported "
-            f"({reason})"
-        ) from error
-
-
-def build(node: DictConfig, key: str, **extra: Any) -> Any:
-    """Call what a config node names with the node's other keys, but for the `FACTS`.
-
-    Args:
-        key: of the node, for messages.
-        **extra: further arguments.
-
-    Raises:
-        UserError: a key that the target does not take, one that it misses, or a wrong value; it
-            names the full config key.
-    """
-    arguments = {k: v for k, v in plain(node).items() if k not in FACTS.get(key, ())}
-    name = arguments.pop("_target_")
-    target = locate(name, f"{key}._target_")
-    parameters = inspect.signature(target).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        unknown = [k for k in arguments if k not in parameters]
-        if unknown:
-            allowed = ", ".join(k for k in parameters if k not in extra) or "none"
-            raise UserError(
-                f"{key}.{unknown[0]}: found a key that {name} does not take, allowed is {allowed}"
-            )
-    for k, parameter in parameters.items():
-        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        required = parameter.default is parameter.empty and not variadic
-        if required and k not in arguments and k not in extra:
-            raise UserError(f"{key}.{k}: found no value, which {name} needs")
-    try:
-        return target(**arguments, **extra)
-    except UserError as error:
-        raise UserError(f"{key}.{error}") from error
-
-
-def explain_config(error: Exception, config_name: str) -> str:
-    """One line for a config error: the key, what was found, what is allowed."""
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: found no value, give one: {error.full_key}=…"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file in EXTRAS:
-        plugin = error.missing_cfg_file.rpartition("/")[2]
-        extra = EXTRAS[error.missing_cfg_file]
-        return f"hydra/launcher: found no plugin {plugin!r}:  pip install 'eakd[{extra}]'"
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, found = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}: found {found!r}, allowed is one of {', '.join(error.options)}"
-    text = " ".join(str(error).split())
-    # Met where another key takes the value over: the message names both.
-    missing = re.search(r"Missing mandatory value: (\S+)", text)
-    if missing:
-        return f"{missing[1]}: found no value, give one: {missing[1]}=…"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: {text}"
-    unknown = re.search(r"Could not override '([^'@]+)'", text)
-    allowed = _siblings(unknown[1], config_name) if unknown else []
-    if allowed:
-        return f"{unknown[1]}: found an unknown key, allowed is one of {', '.join(allowed)}"
-    cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
-    return text + cause
-
-
-def _siblings(key: str, config_name: str) -> list[str]:
-    """The keys beside ``key`` in the default config."""
-    try:
-        known = _compose(config_name)
-    except (HydraException, OmegaConfBaseException):
-        return []
-    parent, _, _ = key.rpartition(".")
-    node = OmegaConf.select(known, parent) if parent else known
-    return [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
 
 
 register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import signal
@@ -128,6 +129,17 @@ def _unusable(folder: Path, *names: str) -> str | None:
     except (OSError, ValueError) as error:  # a cycle of links, a folder that may not be entered
         return str(getattr(error, "strerror", None) or error)
     return None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``is one of a, b, c``, with the ones that look like ``name`` at the end again."""
+    known = [str(each) for each in known]
+    if not known:
+        return "is none"
+    alike = [each for each in known if name and (name in each or each in name)]
+    alike += difflib.get_close_matches(name, known, n=2)
+    hint = f"; nearest is {' or '.join(dict.fromkeys(alike[:2]))}" if alike else ""
+    return f"is one of {', '.join(known)}{hint}"
 
 
 def shortened(value: object) -> str:

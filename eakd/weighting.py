@@ -8,7 +8,9 @@ float32 at least, and never part of the gradient.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -175,3 +177,20 @@ class Weighting:
     def __repr__(self) -> str:
         bound = "log C" if self.max_entropy is None else f"{self.max_entropy:g}"
         return f"Weighting({self.kind}, τ′={self.entropy_temperature:g}, H_max={bound})"
+
+
+class WeightFunction(ABC):
+    """What ``weighting=`` may name: a `Weighting`, or any class whose objects are called alike."""
+
+    @abstractmethod
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        """The weight ``(...)`` of each row of logits ``(..., C)``."""
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        calls = (each.__dict__["__call__"] for each in other.__mro__ if "__call__" in each.__dict__)
+        try:
+            inspect.signature(next(calls, None)).bind("self", "student_logits", "teacher_logits")
+        except TypeError:  # no such method, or one that is called in another way
+            return False
+        return True

@@ -37,7 +37,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_with_teacher(tiny):
     """The same overrides, with a trained teacher in ``checkpoint_root``."""
-    from eakd.config import compose
+    from eakd.composing import compose
     from eakd.training.run import run
 
     run(compose([*tiny, "distiller=none", "seed=7", "save_teacher=true"]))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eakd.config import ROOT, compose, method_label
+from eakd.composing import compose
+from eakd.config import ROOT, method_label
 from eakd.data.base import Batch
 from eakd.distillers.base import Progress
 from eakd.errors import UserError
@@ -133,7 +134,8 @@ def test_a_weighting_of_ones_own_trains(mine, tiny_with_teacher, tmp_path):
     [
         ("+weighting.strength=2", "error: weighting.strength: found a key that doubt.Doubt does"),
         ("weighting._target_=doubt.Nothing", "error: weighting._target_: found 'doubt.Nothing'"),
-        ("weighting._target_=pathlib.PurePath", "error: weighting.power: found a key that pathlib"),
+        ("weighting._target_=eakd.training.Recipe", "error: weighting._target_: found 'eakd.tr"),
+        ("weighting._target_=pathlib.PurePath", "error: weighting._target_: found 'pathlib.Pu"),
     ],
 )
 def test_wrong_keys_of_ones_own_class_are_one_line(

@@ -4,15 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from eakd.config import (
-    CONFIGS,
-    compose,
-    config_hash,
-    identity,
-    method_files,
-    method_label,
-    run_name,
-)
+from eakd.composing import compose
+from eakd.config import CONFIGS, config_hash, identity, method_files, method_label, run_name
 from eakd.errors import UserError
 
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))

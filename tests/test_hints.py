@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from eakd.classification import evaluate_checkpoint
-from eakd.config import ROOT, compose
+from eakd.composing import compose
+from eakd.config import ROOT
 from eakd.errors import UserError
 from eakd.training.hints import teacher_command, written
 from eakd.training.run import run
@@ -160,7 +161,7 @@ def test_the_way_out_of_damaged_checkpoints(tiny, tmp_path):
 
 
 def test_a_missing_plugin_names_an_extra_that_exists():
-    from eakd.config import EXTRAS
+    from eakd.composing import EXTRAS
 
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for extra in EXTRAS.values():

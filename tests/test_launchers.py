@@ -17,7 +17,7 @@ import torch
 from joblib import Parallel, delayed
 from safetensors.torch import load_file
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import Diverged, Interrupted, UserError
 from eakd.training.run import run
 from eakd.training.signals import collected

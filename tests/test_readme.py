@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.models import resnet20
 from eakd.models.weights import save_weights
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eakd.config import CONFIGS, compose, plain, published_tables, run_name
+from eakd.composing import compose
+from eakd.config import CONFIGS, plain, published_tables, run_name
 from eakd.errors import UserError
 
 ROOT = Path(__file__).parents[1]

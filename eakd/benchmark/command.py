@@ -22,7 +22,7 @@ from eakd.benchmark.loops import (
     random_images,
 )
 from eakd.benchmark.timing import Round, all_steps, alternate, compare, peak_memory
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.data.base import ImageData
 from eakd.errors import UserError, check_number
 from eakd.files import write_json

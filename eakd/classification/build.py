@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from eakd.checking import check_keys
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
-from eakd.config import ROOT, build, locate, needs_teacher, plain
-from eakd.data import Pipeline
+from eakd.config import FACTS, ROOT, needs_teacher, plain
+from eakd.data import ImageData, Pipeline
 from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
 from eakd.distillers.base import Distiller
 from eakd.errors import UserError, check_choice
 from eakd.models.weights import load_weights
+from eakd.targets import build, target_of
 from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
 from eakd.training.hints import teacher_command
@@ -27,9 +29,11 @@ from eakd.training.parallel import synchronize_batchnorm
 from eakd.training.run import build_compute
 from eakd.training.schedule import Recipe
 from eakd.training.task import Built
-from eakd.weighting import Weighting
+from eakd.weighting import WeightFunction, Weighting
 
 STRONG_VIEWS = {"none": None, "randaugment": randaugment}
+PIPELINE_KEYS = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
+DATA_KEYS = ("name", "num_classes", "load", *PIPELINE_KEYS, *FACTS["data"])
 MANIFEST = ROOT / "checkpoints" / "manifest.yaml"
 
 
@@ -48,7 +52,7 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
             "cuda"
         )
     synchronize = config.sync_batchnorm and together
-    method = locate(config.distiller._target_, "distiller._target_")
+    method = target_of(config.distiller, "distiller", Distiller)
     data = build_data(config, config.seed, compute, recipe, strong_view(recipe, method))
     # Directly before the student, so that its weights depend on the seed alone.
     torch.manual_seed(config.seed)
@@ -84,7 +88,7 @@ def find_inputs(config: DictConfig) -> dict[str, str]:
     load = config.data.load.copy()
     if "download" in load:
         load.download = False
-    found = {"data_fingerprint": build(load, "data").fingerprint}
+    found = {"data_fingerprint": build(load, "data", ImageData).fingerprint}
     if needs_teacher(config):
         root, name = Path(config.checkpoint_root), config.teacher.name
         path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry={})
@@ -94,13 +98,10 @@ def find_inputs(config: DictConfig) -> dict[str, str]:
 
 def build_weighting(config: DictConfig, compute: Compute) -> Any:
     """The weighting of ``config.weighting``, over the batches of all processes."""
-    target = inspect.signature(locate(config.weighting._target_, "weighting._target_")).parameters
-    shared = compute.processes.size > 1 and "batch_mean" in target
-    return build(
-        config.weighting,
-        "weighting",
-        **({"batch_mean": compute.processes.mean} if shared else {}),
-    )
+    target = target_of(config.weighting, "weighting", WeightFunction)
+    shared = compute.processes.size > 1 and "batch_mean" in inspect.signature(target).parameters
+    extra = {"batch_mean": compute.processes.mean} if shared else {}
+    return build(config.weighting, "weighting", WeightFunction, **extra)
 
 
 def strong_view(recipe: Recipe, method: type[Distiller]) -> StrongView | None:
@@ -124,14 +125,18 @@ def build_data(
     view: StrongView | None = None,
 ) -> Pipeline:
     """The data set and its device pipeline from ``config.data``; this process's part of it."""
-    data = build(config.data.load, "data")
-    expected = config.data.num_classes
+    raw = OmegaConf.to_container(config)
+    check_keys(raw, dict.fromkeys(DATA_KEYS), at="data")
+    for key in PIPELINE_KEYS:
+        if key not in config.data:
+            raise UserError(f"data.{key}: found no value, which images need")
+    data = build(config.data.load, "data", ImageData)
+    expected = config.data.get("num_classes")
     if expected is not None and expected != data.num_classes:
         raise UserError(
             f"data.num_classes: found {expected}, allowed is {data.num_classes}, "
             f"the number of classes of {config.data.name}"
         )
-    keys = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
     try:
         return Pipeline(
             data,
@@ -142,7 +147,7 @@ def build_data(
             seed=seed,
             strong_view=view,
             part=compute.processes.part,
-            **{key: plain(config.data[key]) for key in keys},
+            **{key: plain(config.data[key]) for key in PIPELINE_KEYS},
         )
     except UserError as error:
         raise UserError(f"data.{error}") from error
@@ -150,7 +155,7 @@ def build_data(
 
 def build_model(node: DictConfig, role: str, num_classes: int) -> Any:
     """The network of ``config.student`` or ``config.teacher``."""
-    return build(node, role, num_classes=num_classes)
+    return build(node, role, nn.Module, num_classes=num_classes)
 
 
 def build_distiller(
@@ -163,10 +168,10 @@ def build_distiller(
 ) -> Distiller:
     """The method of ``config.distiller`` around networks that are already on the device."""
     parts: dict[str, Any] = {"student": student, "teacher": teacher, "weighting": weighting}
-    method = locate(config.distiller._target_, "distiller._target_")
+    method = target_of(config.distiller, "distiller", Distiller)
     if "image_size" in inspect.signature(method).parameters:  # modules sized by a dry run
         parts["image_size"] = image_size
-    distiller = build(config.distiller, "distiller", **parts)
+    distiller = build(config.distiller, "distiller", Distiller, **parts)
     return compute.move(distiller)  # what the method trains besides the student
 
 

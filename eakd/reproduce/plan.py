@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.config import ROOT, compose, identity, name_of, needs_teacher, plain
+from eakd.composing import compose
+from eakd.config import ROOT, identity, name_of, needs_teacher, plain
 from eakd.errors import UserError, check_choice, check_number
 from eakd.reproduce.overrides import check_overrides, of_teacher, read
 from eakd.reproduce.table import Cell, Table, method_overrides, pair_overrides

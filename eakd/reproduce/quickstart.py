@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.files import write_text
 from eakd.reproduce.comparison import (
     compare,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.config import CONFIGS, compose
+from eakd.composing import compose
+from eakd.config import CONFIGS
 from eakd.errors import UserError
 from eakd.files import write_json
 from eakd.reproduce.plan import ROLES, Plan, State

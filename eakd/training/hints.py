@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.config import CONFIGS, ROOT, compose
+from eakd.composing import compose, options
+from eakd.config import ROOT
 
 
 def teacher_command(config: DictConfig) -> str:
@@ -48,14 +48,6 @@ def config_dir_words() -> list[str]:
     places = GlobalHydra.instance().config_loader().get_search_path().get_path()
     mine = [place.path for place in places if place.provider == "command-line"]
     return [f"--config-dir={path.removeprefix('file://')}" for path in mine]
-
-
-def options(group: str) -> list[str]:
-    """Every value of a config group, those of a ``--config-dir`` and generated ones included."""
-    if GlobalHydra.instance().is_initialized():
-        return GlobalHydra.instance().config_loader().get_group_options(group)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return options(group)
 
 
 def _group_words(group: str, node: dict[str, Any]) -> list[str]:

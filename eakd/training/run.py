@@ -12,7 +12,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import (
-    build,
     check_domain,
     config_hash,
     identity,
@@ -29,13 +28,16 @@ from eakd.errors import (
     check_number,
 )
 from eakd.files import write_atomically
+from eakd.targets import build
 from eakd.training.device import Compute
 from eakd.training.environment import environment
 from eakd.training.loop import fit
 from eakd.training.parallel import ALONE, Processes
 from eakd.training.protocol import describe_protocol
 from eakd.training.record import RunRecord
+from eakd.training.recording import Recording
 from eakd.training.save_teacher import save_teacher
+from eakd.training.schedule import Recipe
 from eakd.training.state import repair_lines
 from eakd.training.task import Built, load_task
 from eakd.training.tracking import NoTracking
@@ -109,10 +111,10 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
     # Everything that can be wrong is built before anything is written, cheap things first: a
     # refusal leaves no trace, and comes before the data is decoded.
     check_domain(config)
-    recipe = build(config.recipe, "recipe")
-    recording = build(config.record, "record")
+    recipe = build(config.recipe, "recipe", Recipe)
+    recording = build(config.record, "record", Recording)
     recording.snapshot_epochs(recipe.epochs)
-    tracker = build(config.tracking, "tracking") if processes.first else NoTracking()
+    tracker = build(config.tracking, "tracking", NoTracking) if processes.first else NoTracking()
     compute = processes.in_turn(lambda: build_compute(config, processes))
     task = load_task(config.data.get("task"))
     # In turn: the first process may download and fill caches, which the others then find.

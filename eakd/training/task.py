@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from eakd.config import DEFAULT_TASK, locate
+from eakd.config import DEFAULT_TASK
 from eakd.errors import UserError
+from eakd.targets import locate
 
 if TYPE_CHECKING:  # planners import this module, without torch
     from omegaconf import DictConfig
@@ -118,17 +119,19 @@ def load_task(name: str | None = None) -> Task:
         UserError: nothing of that name, or something that is no task.
     """
     target = locate(name or DEFAULT_TASK, "data.task")
+    members = [m for m in (*vars(Task), *Task.__annotations__) if not m.startswith("_")]
+    missing = [member for member in members if not hasattr(target, member)]
+    if not isinstance(target, type) or missing:  # before it is called, whatever it is
+        raise UserError(
+            f"data.task: found {name!r}, which has no {', '.join(missing)}, allowed is a class "
+            f"with {', '.join(members)}"
+        )
     try:
-        task = target()
+        return target()
     except TypeError as error:
         raise UserError(
             f"data.task: found {name!r}, allowed is a class that is called without arguments"
         ) from error
-    members = ("metrics", "build", "inputs", "measure", "evaluate", "export")
-    missing = [member for member in members if not hasattr(task, member)]
-    if missing:
-        raise UserError(f"data.task: found {name!r}, which has no {', '.join(missing)}")
-    return task
 
 
 def samples(data: Data, start: int = 0) -> int:

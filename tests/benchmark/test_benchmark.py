@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from eakd.benchmark import benchmark, seconds_per_step
 from eakd.benchmark.loops import build_method, limit_loop, our_loop, random_images
 from eakd.benchmark.timing import paired_ratio, peak_memory
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.data import Pipeline
 from eakd.errors import UserError
 from eakd.training import RunRecord, fit

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from eakd.classification import evaluate_checkpoint
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
-from eakd.config import ROOT, compose
+from eakd.composing import compose
+from eakd.config import ROOT
 from eakd.data import Pipeline, digits
 from eakd.errors import UserError
 from eakd.models import resnet8, resnet14

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from eakd.classification.build import build_model
-from eakd.config import build, compose
+from eakd.composing import compose
 from eakd.data.base import Batch
 from eakd.distillers.base import Progress
 from eakd.errors import UserError
+from eakd.targets import build
 from eakd.training.device import Compute
 from eakd.weighting import KINDS, Weighting
 

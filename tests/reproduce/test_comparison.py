@@ -5,7 +5,7 @@ import json
 import pytest
 from scipy import stats
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.reproduce import compare, plot_curves, report, to_markdown
 from eakd.reproduce.comparison import metrics_of

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.reproduce.overrides import check_overrides, of_teacher
 from eakd.reproduce.plan import make_plan

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from eakd.config import compose, method_files
+from eakd.composing import compose
+from eakd.config import method_files
 from eakd.errors import UserError
 from eakd.reproduce.plan import STATES, State, make_plan
 from eakd.reproduce.progress import describe_plan, estimate

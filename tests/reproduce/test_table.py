@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from eakd.config import compose, method_label
+from eakd.composing import compose
+from eakd.config import method_label
 from eakd.errors import UserError
 from eakd.reproduce.plan import make_plan
 from eakd.reproduce.table import load_table, make_table, paper_numbers, printed, table_names

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.reproduce import read_runs
 from eakd.reproduce.palette import looks

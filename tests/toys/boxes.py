@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eakd.config import build
 from eakd.data.pipeline import stream
 from eakd.distillers import Distiller, Terms
 from eakd.distillers.kd import kd_loss
 from eakd.models.weights import save_weights
+from eakd.targets import build
 from eakd.training import Built
 
 CLASSES, CHANNELS, MOST = 5, 12, 4

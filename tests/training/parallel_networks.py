@@ -8,7 +8,7 @@ from eakd.errors import UserError
 from eakd.models import resnet8
 
 
-def without_batchnorm(num_classes):
+def without_batchnorm(num_classes) -> nn.Module:
     """ResNet-8 with group norms: what a sample gets does not depend on its batch."""
     model = resnet8(num_classes=num_classes)
     for parent in list(model.modules()):
@@ -18,13 +18,13 @@ def without_batchnorm(num_classes):
     return model
 
 
-def refused_by_the_second(num_classes):
+def refused_by_the_second(num_classes) -> nn.Module:
     if os.environ["RANK"] == "1":
         raise UserError("depth: found 8, allowed is anything else")
     return resnet8(num_classes=num_classes)
 
 
-def broken_in_the_second(num_classes):
+def broken_in_the_second(num_classes) -> nn.Module:
     def stop(*_):
         raise RuntimeError("a bug in one process")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.training import state as state_module
 from eakd.training.reading import checksum, read_json, read_metrics, read_object, read_summary

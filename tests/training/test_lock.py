@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.training import lock as lock_module
 from eakd.training.lock import NAME, STALE, Locked, RunLock, read_owner
 from eakd.training.run import run

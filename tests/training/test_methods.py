@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eakd.config import compose, method_files
+from eakd.composing import compose
+from eakd.config import method_files
 from eakd.training.run import run
 
 METHODS = ["none", *method_files(), *(f"ea_{name}" for name in method_files())]

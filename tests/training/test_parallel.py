@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eakd.config import compose, config_hash, identity
+from eakd.composing import compose
+from eakd.config import config_hash, identity
 from eakd.data import ImageData, Pipeline
 from eakd.data.randaugment import randaugment
 from eakd.errors import UserError

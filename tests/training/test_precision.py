@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.training.run import run
 
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from eakd.config import compose, identity, run_name
+from eakd.composing import compose
+from eakd.config import identity, run_name
 from eakd.training.protocol import describe_protocol, duration, kind_of, speed_file
 
 UNKNOWN = "; the first epoch will tell how long it takes"

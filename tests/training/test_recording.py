@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy import stats
 
-from eakd.config import compose, config_hash, identity
+from eakd.composing import compose
+from eakd.config import config_hash, identity
 from eakd.distillers.base import Terms, Total
 from eakd.errors import UserError
 from eakd.training.dynamics import segments
@@ -174,7 +175,7 @@ def test_entropies_are_at_the_runs_own_temperature(temperature, tiny_with_teache
 def test_the_clean_segments_rank_the_images_as_they_are(tiny_with_teacher, tmp_path, caplog):
     from eakd.classification.build import build_data, build_teacher
     from eakd.classification.teacher import entropies_of_training_set
-    from eakd.config import build
+    from eakd.targets import build
     from eakd.training.run import build_compute
 
     config = compose([*tiny_with_teacher, "data.val_fraction=0.25", f"checkpoint_root={tmp_path}"])

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from eakd.classification import build as build_module
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, UserError
 from eakd.training.run import run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.models.weights import load_weights
 from eakd.training.run import run

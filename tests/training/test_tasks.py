@@ -176,7 +176,8 @@ def test_a_step_without_any_region_costs_nothing():
         ("nowhere.Task", "data.task: found 'nowhere.Task', allowed is the dotted name"),
         ("toys.language.Nothing", "data.task: found 'toys.language.Nothing'"),
         ("toys.language.Text", "data.task"),
-        ("collections.OrderedDict", "has no metrics, build, inputs, measure, evaluate, export"),
+        ("collections.OrderedDict", "allowed is anything but Python's own library"),
+        ("eakd.training.Recipe", "has no metrics, build, inputs, measure, evaluate, export"),
     ],
 )
 def test_what_is_no_task_is_named(name, words):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eakd.config import compose
+from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.training import WandbTracking
 from eakd.training.run import run

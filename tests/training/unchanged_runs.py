@@ -48,7 +48,15 @@ def kernels() -> str:
         torch.log_softmax(y.mean((2, 3)) / 3, dim=-1).square().sum().backward()
         results |= {f"{size}x": x.grad, f"{size}w": weight.grad, f"{size}y": y}
     torch.set_num_threads(threads)
-    return f"torch {torch.__version__} {digest(results)}"
+    # MKL, behind matrix products, has other kernels on processors of another maker.
+    return f"{processor_maker()} torch {torch.__version__} {digest(results)}"
+
+
+def processor_maker() -> str:
+    """``GenuineIntel``, ``AuthenticAMD``, or ``unknown``."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    return text.partition("vendor_id\t: ")[2].partition("\n")[0] or "unknown"
 
 
 def make_teacher(root: Path, name: str = "resnet14") -> None:
@@ -77,7 +85,7 @@ def overrides(method: str, seed: int, root: Path) -> list[str]:
 
 def outcome(method: str, seed: int, root: Path) -> dict[str, object]:
     """Train and return what must not change: the directory's name, digests, accuracies."""
-    from eakd.config import compose
+    from eakd.composing import compose
     from eakd.training.run import run
 
     make_teacher(root)

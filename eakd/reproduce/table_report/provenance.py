@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from omegaconf import OmegaConf
 
-from eakd.config import base_method, compose, published
+from eakd.composing import compose
+from eakd.config import base_method, published
 from eakd.reproduce.agreement import (
     TOLERANCE,
     count_runs,
