@@ -33,6 +33,10 @@ ALLOWED = {
         *("data", "models", "distillers", "training", "classification"),
     },
     "reproduce": {"errors", "files", "config", "command_line", "training", "benchmark"},
+    "teachers": {
+        *("errors", "files", "download", "config"),
+        *("models", "training", "classification", "reproduce"),
+    },
 }
 
 
