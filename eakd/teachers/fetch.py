@@ -70,13 +70,15 @@ def _archive(local: Path | None, mirrors: Sequence[str], root: Path) -> Iterator
     if local is not None:
         yield local, str(local)
         return
-    target = root / PurePosixPath(urlsplit(mirrors[0]).path).name
-    check_name("mirrors", target.name)
+    filename = PurePosixPath(urlsplit(mirrors[0]).path).name
+    check_name("the name of the archive", filename)
+    target = root / filename
     if target.exists():  # put there, or left by a process that was killed
         yield target, str(target)
         return
+    label = obtain(mirrors, target)
     try:
-        yield target, obtain(mirrors, target)
+        yield target, label
     finally:
         target.unlink(missing_ok=True)
 
