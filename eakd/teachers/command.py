@@ -115,7 +115,8 @@ def _fetch(config: DictConfig, found: Sequence[Teacher]) -> dict[str, str]:
     problems, todo = {}, []
     for teacher in found:
         if teacher.file is not None and not config.replace:
-            print(f"{teacher.name}: there already, {teacher.file}; replace=true fetches it again")
+            again = "; replace=true fetches it all the same" if teacher.member else ""
+            print(f"{teacher.name}: there already, {teacher.file}{again}")
             try:
                 teacher.check_pin()
             except UserError as error:

@@ -119,7 +119,7 @@ def find_checkpoint(
         return download(archive, root / data, f"{name}.pth", key=key)
     published = ""
     if entry.get("archive"):
-        words = f"data={data} teachers=[{name}]"
+        words = f"data={data} 'teachers=[{name}]'"
         published = f"fetch it with: python scripts/teachers.py mode=fetch {words}; or "
     default = f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
     # The command ends the line, so that it is easy to copy.

@@ -3,6 +3,7 @@
 import argparse
 import http.server
 import io
+import logging
 import tarfile
 import threading
 import zipfile
@@ -93,13 +94,18 @@ def root(tmp_path):
 @pytest.fixture
 def command(root, tmp_path):
     """Runs ``scripts/teachers.py`` on digits inside this process."""
+    level, handlers = logging.root.level, list(logging.root.handlers)
 
     def call(manifest, *words):
         common = ["data=digits", "teachers=[resnet8]", f"checkpoint_root={root}"]
         common += [f"output_root={tmp_path / 'outputs'}"]
         teachers(compose([*common, *words], "teachers"), manifest)
 
-    return call
+    yield call
+    logging.root.setLevel(level)  # which Hydra's launchers change
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler and handler not in handlers:
+            logging.root.removeHandler(handler)
 
 
 def write_tar(path, files, links=()):
