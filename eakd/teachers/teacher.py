@@ -59,7 +59,8 @@ class Teacher:
             UserError: the file is damaged.
         """
         pin = read_object(self.pin_file)
-        if pin is not None and not {"sha256", "weights", "top1", "source"} <= pin.keys():
+        kinds = {"sha256": str, "weights": str, "source": str, "top1": (int, float)}
+        if pin is not None and not all(isinstance(pin.get(k), kinds[k]) for k in kinds):
             raise UserError(f"{self.pin_file}: found a damaged pin; delete it to fetch anew")
         return pin
 

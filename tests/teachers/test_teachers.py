@@ -168,8 +168,9 @@ def test_the_digest_is_pinned(zoo, trained, published, command, root, tmp_path):
     pin = root / "digits" / "resnet8.pin.json"
     refused(lambda: command(published(), *fetch), "found resnet8_vanilla", "SHA-256", f"{pin} pins")
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
-    pin.write_text("{")
-    refused(lambda: command(published(), *fetch), f"{pin}: found a damaged file")
+    for text, expected in (("{", "damaged file"), ('{"sha256": 1}', "damaged pin")):
+        pin.write_text(text)
+        refused(lambda: command(published(), *fetch), f"{pin}: found a ", expected)
     pin.unlink()
     command(published(), *fetch)
     digest = hashlib.sha256((tmp_path / "same").read_bytes()).hexdigest()
