@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: naming ``path``, when the disk is full, or whatever else the system refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)  # first: they may be what fills the disk
+    remove_leftovers(path)  # first: they may be what fills the disk
     with writing(path):
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
         # Not by `tempfile`, whose files are 0600: only here does the system apply the umask.
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove the temporary neighbours of ``path`` that nobody is writing any more.
 
     They are silent for an hour, which goes for writers on other machines, and no process here has

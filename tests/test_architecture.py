@@ -37,6 +37,10 @@ ALLOWED = {
         *("data", "models", "distillers", "training", "classification"),
     },
     "reproduce": {"errors", "files", *CONFIG, "command_line", "training", "benchmark"},
+    "teachers": {
+        *("errors", "files", "download", *CONFIG),
+        *("models", "training", "classification", "reproduce"),
+    },
 }
 
 

@@ -104,14 +104,23 @@ def test_every_reproduce_command_of_the_readme_runs(tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_reproduce_command_composes(page):
+def test_every_reproduce_and_teachers_command_composes(page):
     for words in commands(page):
-        if words[0] == "scripts/reproduce.py":
-            compose([word for word in words[1:] if not word.startswith("hydra")], "reproduce")
+        if words[0] in ("scripts/reproduce.py", "scripts/teachers.py"):
+            overrides = [word for word in words[1:] if not word.startswith("hydra")]
+            compose(overrides, Path(words[0]).stem)
 
 
 def test_help_lists_groups_and_values():
-    for script in ("train", "evaluate", "benchmark", "quickstart", "report", "reproduce"):
+    for script in (
+        "train",
+        "evaluate",
+        "benchmark",
+        "quickstart",
+        "report",
+        "reproduce",
+        "teachers",
+    ):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr
         assert "eakd:" in result.stdout

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from eakd.composing import options
 from eakd.config import CONFIGS, base_method
 from eakd.errors import UserError, check_choice
-from eakd.training.hints import options
 
 AXES = ("pair", "method", "variant", "metric")
 

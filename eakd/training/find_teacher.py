@@ -117,8 +117,10 @@ def find_checkpoint(
     if url and digest:
         archive = Archive(f"{name} for {data}", url, digest)
         return download(archive, root / data, f"{name}.pth", key=key)
-    source = entry.get("source")
-    published = f"unpack {source} and pass {key}=FILE, or " if source else ""
+    published = ""
+    if entry.get("archive"):
+        words = f"data={data} 'teachers=[{name}]'"
+        published = f"fetch it with: python scripts/teachers.py mode=fetch {words}; or "
     default = f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
     # The command ends the line, so that it is easy to copy.
     raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,21 @@ from eakd.composing import compose, options
 from eakd.config import ROOT
 
 
-def teacher_command(config: DictConfig) -> str:
+def teacher_command(config: DictConfig, more: Sequence[str] = ()) -> str:
     """The command that trains the network which a run looks for as its trained teacher.
+
+    Args:
+        config: see `teacher_overrides`.
+        more: further overrides.
+    """
+    script, here = ROOT / "scripts" / "train.py", Path.cwd()
+    script = script.relative_to(here) if script.is_relative_to(here) else script
+    words = [*config_dir_words(), *teacher_overrides(config), *more]
+    return shlex.join(["python", str(script), *words])
+
+
+def teacher_overrides(config: DictConfig) -> list[str]:
+    """The overrides of `teacher_command`.
 
     Args:
         config: of a run, with ``data`` and ``teacher``, or of an evaluation, with ``model``.
@@ -36,9 +49,7 @@ def teacher_command(config: DictConfig) -> str:
     for key in ("output_root", "checkpoint_root"):
         if raw.get(key, default[key]) != default[key]:
             words.append(f"{key}={written(raw[key])}")
-    script, here = ROOT / "scripts" / "train.py", Path.cwd()
-    script = script.relative_to(here) if script.is_relative_to(here) else script
-    return shlex.join(["python", str(script), *config_dir_words(), *words])
+    return words
 
 
 def config_dir_words() -> list[str]:

@@ -56,8 +56,7 @@ def save_teacher(source: Path, root: Path, data: str, name: str, metric: str) ->
 
 def _may_replace(known: Path, source: Path, target: Path, metric: str) -> bool:
     """Whether ``source`` is better than ``known``, of which there is a copy then."""
-    digest = weights_digest(known)
-    if digest == weights_digest(source):
+    if weights_digest(known) == weights_digest(source):
         log.info("saved before: %s", known)
         return False
     old, new = recorded(known, metric), recorded(source, metric)
@@ -71,10 +70,17 @@ def _may_replace(known: Path, source: Path, target: Path, metric: str) -> bool:
             command,
         )
         return False
-    backup = known.with_name(f"{known.stem}.replaced-{digest[:8]}{known.suffix}")
-    write_atomically(backup, lambda path: shutil.copyfile(known, path))
+    backup = set_aside(known)
     log.info("%s of before (%s %g, now %g) is kept as %s", known, metric, old, new, backup)
     return True
+
+
+def set_aside(known: Path) -> Path:
+    """Copy a teacher that is about to be replaced to ``<name>.replaced-<digest>``."""
+    digest = weights_digest(known)
+    backup = known.with_name(f"{known.stem}.replaced-{digest[:8]}{known.suffix}")
+    write_atomically(backup, lambda path: shutil.copyfile(known, path))
+    return backup
 
 
 def recorded(path: Path, metric: str) -> float | None:

@@ -1,0 +1,1 @@
+"""Trained teachers in one command: listed, fetched, trained, checked."""
