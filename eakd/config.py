@@ -23,9 +23,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eakd.errors import UserError
 from eakd.factors import KINDS
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+from eakd.places import CONFIGS, command_words, config_folders
+from eakd.places import ROOT as ROOT
 
 # Keys that change where or how fast a run is computed, or what is recorded of it: not its numbers.
 UNIDENTIFYING = {
@@ -81,9 +80,9 @@ def register(config_dirs: Sequence[str] = ()) -> None:
     """
     store = ConfigStore.instance()
     for folder in (CONFIGS, *map(Path, config_dirs)):
-        for path in sorted((folder / "model").glob("*.yaml")):
+        for path in (folder / "model").glob("*.yaml"):
             for role in ("teacher", "student"):
-                store.store(path.stem, OmegaConf.load(path), group=role, provider="configs/model")
+                store.store(path.stem, {"defaults": [f"/model/{path.stem}@_here_"]}, group=role)
         for name in method_files(folder):
             group, _, stem = f"distiller/{name}".rpartition("/")
             weighting = {"override /weighting@_global_.weighting": "ea"}
@@ -95,18 +94,9 @@ def register(config_dirs: Sequence[str] = ()) -> None:
     for name, resolver in (
         ("run_name", lambda *, _root_: run_name(_root_)),
         ("published", lambda *tables, _root_: published(_root_, *tables)),
+        ("command", lambda name, *, _root_: " ".join(command_words(name))),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=False)
-
-
-def config_dirs(words: Sequence[str]) -> list[str]:
-    """The absolute values of ``--config-dir`` (``-cd``) on a command line."""
-    found = []
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        flag, _, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            found.append(str(Path(value or following).absolute()))
-    return found
 
 
 def method_files(folder: Path = CONFIGS) -> Iterator[str]:
@@ -127,8 +117,9 @@ def check_domain(config: DictConfig) -> None:
     if data != method:
         fitting = [
             name
-            for name in method_files()
-            if (OmegaConf.load(CONFIGS / "distiller" / f"{name}.yaml").get("task") or DEFAULT_TASK)
+            for folder in config_folders()
+            for name in method_files(folder)
+            if (OmegaConf.load(folder / "distiller" / f"{name}.yaml").get("task") or DEFAULT_TASK)
             == data
         ]
         raise UserError(
@@ -368,5 +359,9 @@ def _siblings(key: str, config_name: str) -> list[str]:
     node = OmegaConf.select(known, parent) if parent else known
     return [str(k) for k in node if k != "_target_"] if OmegaConf.is_dict(node) else []
 
+
+# Hydra copies this singleton, which no reader changes, at every look at a group: most of the time
+# that --help took.
+ConfigStore.__deepcopy__ = lambda self, _: self
 
 register()

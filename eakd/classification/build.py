@@ -13,13 +13,14 @@ from torch import nn
 
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
-from eakd.config import ROOT, build, locate, needs_teacher, plain
+from eakd.config import build, locate, needs_teacher, plain
 from eakd.data import Pipeline
 from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
 from eakd.distillers.base import Distiller
 from eakd.errors import UserError, check_choice
 from eakd.models.weights import load_weights
+from eakd.places import MANIFEST
 from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
 from eakd.training.hints import teacher_command
@@ -30,7 +31,6 @@ from eakd.training.task import Built
 from eakd.weighting import Weighting
 
 STRONG_VIEWS = {"none": None, "randaugment": randaugment}
-MANIFEST = ROOT / "checkpoints" / "manifest.yaml"
 
 
 def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from eakd.download import Archive, download
 from eakd.errors import UserError
+from eakd.places import command_words
 
 
 def file_version(path: Path) -> tuple[int, ...]:
@@ -119,7 +121,8 @@ def find_checkpoint(
         return download(archive, root / data, f"{name}.pth", key=key)
     source = entry.get("source")
     published = f"unpack {source} and pass {key}=FILE, or " if source else ""
-    default = f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
+    words = [f"data={data}", f"student={name}", "distiller=none", "save_teacher=true"]
+    default = shlex.join([*command_words("train"), *words])
     # The command ends the line, so that it is easy to copy.
     raise UserError(
         f"{key}: found no trained {name} for {data} ({places[0]}); {published}train it with: "

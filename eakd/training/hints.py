@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,7 +13,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.config import CONFIGS, ROOT, compose
+from eakd.config import CONFIGS, compose
+from eakd.places import command_words, config_folders
 
 
 def teacher_command(config: DictConfig) -> str:
@@ -36,18 +36,12 @@ def teacher_command(config: DictConfig) -> str:
     for key in ("output_root", "checkpoint_root"):
         if raw.get(key, default[key]) != default[key]:
             words.append(f"{key}={written(raw[key])}")
-    script, here = ROOT / "scripts" / "train.py", Path.cwd()
-    script = script.relative_to(here) if script.is_relative_to(here) else script
-    return shlex.join(["python", str(script), *config_dir_words(), *words])
+    return shlex.join([*command_words("train"), *config_dir_words(), *words])
 
 
 def config_dir_words() -> list[str]:
     """The option that names the user's own directory of configs; none without one."""
-    if not GlobalHydra.instance().is_initialized():
-        return []
-    places = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    mine = [place.path for place in places if place.provider == "command-line"]
-    return [f"--config-dir={path.removeprefix('file://')}" for path in mine]
+    return [f"--config-dir={folder}" for folder in config_folders()[1:]]
 
 
 def options(group: str) -> list[str]:
