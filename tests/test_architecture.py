@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eakd"
+SCRIPTS = PACKAGE.parent / "scripts"
+
+# What commands do.
+DOERS = {"training", "classification", "benchmark", "reproduce"}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
 ALLOWED = {
@@ -17,22 +21,26 @@ ALLOWED = {
     "workers": set(),
     "download": {"errors", "files"},
     "weighting": {"errors", "factors"},
-    "config": {"errors", "factors"},
-    "command_line": {"errors", "config", "workers"},
+    "places": {"errors"},
+    "config": {"errors", "factors", "places"},
+    "command_line": {"errors", "places", "config", "workers"},
+    "commands": {"config", "command_line", *DOERS},
     "models": {"errors", "files"},
     "data": {"errors", "files", "download"},
     "distillers": {"errors", "weighting", "data", "models"},
     # Knows no domain: neither images nor any task but by its name in a data set's file.
-    "training": {"errors", "files", "download", "config", "distillers"},
+    "training": {"errors", "files", "download", "places", "config", "distillers"},
     "classification": {
-        *("errors", "files", "weighting", "config"),
+        *("errors", "files", "weighting", "places", "config"),
         *("data", "models", "distillers", "training"),
     },
     "benchmark": {
         *("errors", "files", "weighting", "config"),
         *("data", "models", "distillers", "training", "classification"),
     },
-    "reproduce": {"errors", "files", "config", "command_line", "training", "benchmark"},
+    "reproduce": {
+        *("errors", "files", "places", "config", "command_line", "training", "benchmark"),
+    },
 }
 
 
@@ -58,10 +66,25 @@ def test_arrows_point_one_way(path):
             assert parts[1] in ALLOWED[room], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["eakd", "eakd.config", "eakd.errors", "eakd.reproduce.command"])
+@pytest.mark.parametrize(
+    "module", ["eakd", "eakd.config", "eakd.errors", "eakd.commands", "eakd.reproduce.command"]
+)
 def test_the_command_line_answers_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_help_answers_without_torch(script):
+    code = (
+        "import runpy, sys; path = sys.argv[1]\n"
+        "try: runpy.run_path(path, run_name='__main__')\n"
+        "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
 
 
 def test_weighting_needs_torch_only():
