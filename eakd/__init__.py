@@ -26,7 +26,7 @@ _HOME = {
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
