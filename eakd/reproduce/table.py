@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ DEFAULTS: Mapping[str, Any] = {
     "gains": [],
     "smoke_teacher": {},
 }
+OF_ALL = ("data", "recipe", "seed")  # what no variant sets
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def load_table(name: object) -> dict[str, Any]:
 
 def _check(definition: Mapping[str, Any], name: str) -> None:
     for key in definition:
-        check_choice("key", key, (*TEXTS, *LISTS, *DEFAULTS))
+        check_choice("key", key, dict.fromkeys((*TEXTS, *LISTS, *DEFAULTS)))
     for key in TEXTS:
         if not isinstance(definition.get(key), str):
             raise UserError(f"{key}: found {shortened(definition.get(key))}, allowed is a text")
@@ -175,6 +176,13 @@ def _check(definition: Mapping[str, Any], name: str) -> None:
         raise UserError(
             f"variants: found {shortened(variants)}, allowed are lines NAME: [KEY=VALUE, …]"
         )
+    for text in chain(*variants.values()):
+        key, equals, _ = text.partition("=")
+        if not key or not equals or key.lstrip("+~") in OF_ALL:
+            raise UserError(
+                f"variants: found {shortened(text)}, allowed is KEY=VALUE, KEY being none of "
+                f"{', '.join(OF_ALL)}, which all runs of a table share"
+            )
     for gain in gains if isinstance(gains, list) else [gains]:
         among = [names for names in (definition["methods"], variants) if _all_in(gain, names)]
         if not among or len(gain) != 2:
