@@ -32,7 +32,7 @@ def python(mine, *words):
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(mine)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mine}"},
         capture_output=True,
         text=True,
         check=False,
