@@ -27,6 +27,11 @@ def test_every_script_is_a_command_too():
     assert scripts <= {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 
 
+def test_the_citation_is_of_this_version():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.M) == [eakd.__version__]
+
+
 def test_what_the_package_offers_is_listed():
     for name in ("Weighting", "ea_weight", "entropy", "kd_loss", "__version__"):
         assert name in dir(eakd) and hasattr(eakd, name)
