@@ -58,9 +58,8 @@ def describe(report: Report) -> str:
     # With a validation split, the best epoch is chosen there and its value on test is shown.
     chosen = " and ".join(report.selection) or "test"
     quantity = report.table.quantity
-    paper = "Paper: its mean of five runs. " * any(cell.paper for cell in report.table.cells)
     return (
-        f"{finished} of {len(report.runs)} runs are finished. {paper}Ours: "
+        f"{finished} of {len(report.runs)} runs are finished. Paper: its mean of five runs. Ours: "
         f"test {quantity}{_unit(report.table.unit)}, mean ± sample standard deviation over seeds, "
         "in brackets how many seeds. Last: after the final epoch. Best: of the epoch with the "
         f"highest {quantity} on the {chosen} split. Bold is the best, underlined the second best "
