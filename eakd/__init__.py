@@ -25,6 +25,10 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import torch only when something needs it, so that ``--help`` answers at once."""
     if name not in _HOME:

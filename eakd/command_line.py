@@ -1,9 +1,8 @@
-"""The entry points of ``scripts/``: one-line errors, exit statuses, and jobs for any launcher."""
+"""What every command shares: one-line errors, exit statuses, and jobs for any launcher."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import signal
@@ -21,8 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from eakd.composing import explain_config
-from eakd.config import CONFIGS, config_dirs, register
+from eakd.config import CONFIGS, register
 from eakd.errors import Diverged, Interrupted, UserError
+from eakd.places import check_config_dir, config_dirs
 from eakd.workers import is_orphan, is_worker, pin
 
 log = logging.getLogger(__name__)
@@ -48,10 +48,13 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
     this process.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand every error to this function
-    job = functools.update_wrapper(JobFunction(task, config_name, exits=True), task)
+    job = JobFunction(task, config_name, exits=True)
+    job.__module__ = config_name  # Hydra calls its jobs by it
     try:
         refuse_pickles(sys.argv)
-        register(config_dirs(sys.argv))
+        for folder in job.config_dirs:
+            check_config_dir(Path(folder))
+        register(job.config_dirs)
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except KeyboardInterrupt:
         print("SIGINT: the same command runs what is missing", file=sys.stderr)
@@ -97,10 +100,11 @@ class JobFunction:
     def __init__(self, task: Callable[[DictConfig], Any], config_name: str, exits: bool = False):
         self.task, self.config_name, self.exits = task, config_name, exits
         self.directory = os.getcwd()
-        self.config_dirs = config_dirs(sys.argv)
+        self.config_dirs, self.program = config_dirs(sys.argv), sys.argv[0]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        sys.argv[0] = self.program  # messages show commands as they were typed
         register(self.config_dirs)
         if os.path.isdir(self.directory):
             os.chdir(self.directory)

@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.errors import UserError
 from eakd.factors import KINDS
-
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
+from eakd.places import CONFIGS, command_words, config_folders
+from eakd.places import ROOT as ROOT
 
 # Keys that change where or how fast a run is computed, or what is recorded of it: not its numbers.
 UNIDENTIFYING = {
@@ -67,9 +66,9 @@ def register(config_dirs: Sequence[str] = ()) -> None:
     """
     store = ConfigStore.instance()
     for folder in (CONFIGS, *map(Path, config_dirs)):
-        for path in sorted((folder / "model").glob("*.yaml")):
+        for path in (folder / "model").glob("*.yaml"):
             for role in ("teacher", "student"):
-                store.store(path.stem, OmegaConf.load(path), group=role, provider="configs/model")
+                store.store(path.stem, {"defaults": [f"/model/{path.stem}@_here_"]}, group=role)
         for name in method_files(folder):
             group, _, stem = f"distiller/{name}".rpartition("/")
             weighting = {"override /weighting@_global_.weighting": "ea"}
@@ -81,18 +80,9 @@ def register(config_dirs: Sequence[str] = ()) -> None:
     for name, resolver in (
         ("run_name", lambda *, _root_: run_name(_root_)),
         ("published", lambda *tables, _root_: published(_root_, *tables)),
+        ("command", lambda name, *, _root_: " ".join(command_words(name))),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=False)
-
-
-def config_dirs(words: Sequence[str]) -> list[str]:
-    """The absolute values of ``--config-dir`` (``-cd``) on a command line."""
-    found = []
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        flag, _, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            found.append(str(Path(value or following).absolute()))
-    return found
 
 
 def method_files(folder: Path = CONFIGS) -> Iterator[str]:
@@ -113,8 +103,9 @@ def check_domain(config: DictConfig) -> None:
     if data != method:
         fitting = [
             name
-            for name in method_files()
-            if (OmegaConf.load(CONFIGS / "distiller" / f"{name}.yaml").get("task") or DEFAULT_TASK)
+            for folder in config_folders()
+            for name in method_files(folder)
+            if (OmegaConf.load(folder / "distiller" / f"{name}.yaml").get("task") or DEFAULT_TASK)
             == data
         ]
         raise UserError(
@@ -242,5 +233,9 @@ def run_name(config: DictConfig) -> str:
     """`name_of` a config, the same for the same config."""
     return name_of(identity(config))
 
+
+# Hydra copies this singleton, which no reader changes, at every look at a group: most of the time
+# that --help took.
+ConfigStore.__deepcopy__ = lambda self, _: self
 
 register()

@@ -1,15 +1,6 @@
 """Training speed of the shipped loop, of a plain loop, and of the bare limit."""
 
-from omegaconf import DictConfig
-
-from eakd.command_line import entry_point
-
-
-def main(config: DictConfig) -> None:
-    from eakd.benchmark import benchmark
-
-    print(benchmark(config))
-
+from eakd.commands import benchmark
 
 if __name__ == "__main__":
-    entry_point(main, "benchmark")
+    benchmark()

@@ -1,15 +1,6 @@
 """Train one student, or one teacher with ``distiller=none``. ``--help`` lists every choice."""
 
-from omegaconf import DictConfig
-
-from eakd.command_line import entry_point
-
-
-def main(config: DictConfig) -> None:
-    from eakd.training.run import run  # torch loads only when a run starts
-
-    run(config)
-
+from eakd.commands import train
 
 if __name__ == "__main__":
-    entry_point(main, "train")
+    train()

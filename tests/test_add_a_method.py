@@ -61,7 +61,7 @@ def script(mine, name, *words):
     return subprocess.run(
         [sys.executable, f"scripts/{name}.py", f"--config-dir={mine / 'mine'}", *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(mine)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mine}"},
         capture_output=True,
         text=True,
         check=False,

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "eakd"
+SCRIPTS = PACKAGE.parent / "scripts"
+
+# What commands do.
+DOERS = {"training", "classification", "benchmark", "reproduce", "teachers"}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
-CONFIG = ("config", "targets", "checking", "composing")
+CONFIG = ("places", "config", "targets", "checking", "composing")
 ALLOWED = {
     "errors": set(),
     "files": set(),
@@ -18,11 +22,13 @@ ALLOWED = {
     "workers": set(),
     "download": {"errors", "files"},
     "weighting": {"errors", "factors"},
-    "config": {"errors", "factors"},
+    "places": {"errors"},
+    "config": {"errors", "factors", "places"},
     "targets": {"errors", "config"},
     "checking": {"errors", "config", "targets"},
     "composing": {"errors", "config", "targets", "checking"},
-    "command_line": {"errors", "config", "composing", "workers"},
+    "command_line": {"errors", "places", "config", "composing", "workers"},
+    "commands": {"config", "command_line", *DOERS},
     "models": {"errors", "files"},
     "data": {"errors", "files", "download"},
     "distillers": {"errors", "weighting", "data", "models"},
@@ -42,6 +48,8 @@ ALLOWED = {
         *("models", "training", "classification", "reproduce"),
     },
 }
+
+LIGHT = ("eakd", "eakd.config", "eakd.errors", "eakd.commands", "eakd.reproduce.command")
 
 
 def imports_of(path):
@@ -66,10 +74,23 @@ def test_arrows_point_one_way(path):
             assert parts[1] in ALLOWED[room], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["eakd", "eakd.config", "eakd.errors", "eakd.reproduce.command"])
+@pytest.mark.parametrize("module", LIGHT)
 def test_the_command_line_answers_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.py")), ids=lambda path: path.stem)
+def test_help_answers_without_torch(script):
+    code = (
+        "import runpy, sys; del sys.argv[0]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: sys.exit(end.code or 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 3
 
 
 def test_weighting_needs_torch_only():

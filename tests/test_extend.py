@@ -25,6 +25,9 @@ def mine(tmp_path_factory):
         (folder / "mine" / group).mkdir(parents=True)
         (folder / f"{name}.py").write_text(section(title, "python"))
         (folder / "mine" / group / f"{name}.yaml").write_text(section(title, "yaml"))
+    (folder / "mine" / "tables").mkdir()
+    table = section("A folder of your own", "yaml")
+    (folder / "mine" / "tables" / "first.yaml").write_text(table)
     return folder
 
 
@@ -32,7 +35,7 @@ def python(mine, *words):
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(mine)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mine}"},
         capture_output=True,
         text=True,
         check=False,
@@ -64,6 +67,14 @@ def test_model_data_set_and_figure(mine, tmp_path):
     result = python(mine, tmp_path / "figure3.py", tmp_path / "figure.png", *runs)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table(mine, tmp_path):
+    (line,) = section("A folder of your own", "console").splitlines()
+    words = line.replace("--config-dir=mine", f"--config-dir={mine / 'mine'}").split()[1:]
+    result = python(mine, *words, f"output_root={tmp_path}", f"checkpoint_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert "table first (protocol default, scale paper): " in result.stdout
 
 
 def test_the_table_of_lines_is_true():

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eakd.command_line import entry_point
+from eakd import commands
 from eakd.composing import compose
-from eakd.config import ROOT
 
 VALUES = [
     *("null", "true", "5", "-1", "0.5", "nan", "inf", "1e400", "x", "''", "' '", "'5'"),
@@ -83,15 +82,13 @@ def workplace(tmp_path_factory):
 
 def command(root, overrides, errors=None):
     """The exit status of a command in this process, and what it printed to ``errors``."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    arguments, sys.argv = sys.argv, [f"{root}.py", *overrides]
+    arguments, sys.argv = sys.argv, [f"eakd-{root}", *overrides]
     try:
-        entry_point(__import__(root).main, root)
+        getattr(commands, root)()
     except SystemExit as error:
         return error.code, errors() if errors else ""
     finally:
         sys.argv = arguments
-        sys.path.remove(str(ROOT / "scripts"))
     return 0, errors() if errors else ""
 
 

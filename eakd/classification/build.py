@@ -14,13 +14,14 @@ from torch import nn
 from eakd.checking import check_keys
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
-from eakd.config import FACTS, ROOT, needs_teacher, plain
+from eakd.config import FACTS, needs_teacher, plain
 from eakd.data import ImageData, Pipeline
 from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
 from eakd.distillers.base import Distiller
 from eakd.errors import UserError, check_choice
 from eakd.models.weights import load_weights
+from eakd.places import MANIFEST
 from eakd.targets import build, target_of
 from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
@@ -34,7 +35,6 @@ from eakd.weighting import WeightFunction, Weighting
 STRONG_VIEWS = {"none": None, "randaugment": randaugment}
 PIPELINE_KEYS = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
 DATA_KEYS = ("name", "num_classes", "load", *PIPELINE_KEYS, *FACTS["data"])
-MANIFEST = ROOT / "checkpoints" / "manifest.yaml"
 
 
 def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:

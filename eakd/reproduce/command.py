@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.config import plain
 from eakd.errors import UserError, check_choice
+from eakd.places import command_words
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.escaping import printable
 from eakd.reproduce.execute import run_plan
@@ -124,4 +125,4 @@ def _command(config: DictConfig) -> str:
     """What was typed, without what only decides where the report goes."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     kept = [text for text in typed if text.partition("=")[0] not in ELSEWHERE]
-    return shlex.join(["python", "scripts/reproduce.py", *config_dir_words(), *kept])
+    return shlex.join([*command_words("reproduce"), *config_dir_words(), *kept])

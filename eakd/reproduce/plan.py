@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from eakd.composing import compose
-from eakd.config import ROOT, identity, name_of, needs_teacher, plain
+from eakd.config import identity, name_of, needs_teacher, plain
 from eakd.errors import UserError, check_choice, check_number
+from eakd.places import MANIFEST
 from eakd.reproduce.overrides import check_overrides, of_teacher, read
 from eakd.reproduce.table import Cell, Table, method_overrides, pair_overrides
 from eakd.training.find_teacher import manifest_entry, teacher_files
@@ -291,7 +292,7 @@ def _has_teacher(config: DictConfig) -> bool:
     if config.teacher.checkpoint != "auto":
         return True
     data, name = config.data.name, config.teacher.name
-    entry = manifest_entry(ROOT / "checkpoints" / "manifest.yaml", data, name)
+    entry = manifest_entry(MANIFEST, data, name)
     files = teacher_files(Path(config.checkpoint_root), data, name)
     return any(path.is_file() for path in files) or bool(entry.get("url") and entry.get("sha256"))
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from itertools import product
+from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from eakd.composing import options
-from eakd.config import CONFIGS, base_method
-from eakd.errors import UserError, check_choice
+from eakd.config import base_method
+from eakd.errors import UserError, check_choice, shortened
+from eakd.places import config_folders, read_yaml
 
 AXES = ("pair", "method", "variant", "metric")
+
+# Of a table's file: what must be texts, what must be lists of them, and what may be left out.
+TEXTS = ("name", "title", "data", "rows", "columns", "quantity", "quantities", "unit", "group")
+LISTS = ("metrics", "pairs", "methods")
+DEFAULTS: Mapping[str, Any] = {
+    "rows": "method",
+    "columns": "pair",
+    "quantity": "value",
+    "quantities": "values",
+    "unit": "",
+    "group": "",
+    "variants": {},
+    "gains": [],
+    "smoke_teacher": {},
+}
+OF_ALL = ("data", "recipe", "seed")  # what no variant sets
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of ``configs/tables``, narrowed to what was asked for.
+    """A table, narrowed to what was asked for.
 
     Attributes:
         rows, columns: the axis (`AXES`) that is written down the side and along the top.
@@ -111,18 +129,80 @@ def printed(table: str, pair: str, method: str, variant: str = "") -> dict[str, 
 
 
 def table_names() -> list[str]:
-    """Every ``table=``."""
-    return sorted(path.stem for path in (CONFIGS / "tables").glob("*.yaml"))
+    """Every ``table=``, those of a ``--config-dir`` included."""
+    return sorted(_table_files())
+
+
+def _table_files() -> dict[str, Path]:
+    folders = reversed(config_folders())  # ours wins, as in every group
+    return {path.stem: path for folder in folders for path in (folder / "tables").glob("*.yaml")}
 
 
 def load_table(name: object) -> dict[str, Any]:
-    """The file of ``configs/tables`` that defines a table.
+    """The file that defines a table, in ``configs/tables`` or in the same folder of one's own.
 
     Raises:
-        UserError: no such table, with the ones there are.
+        UserError: no such table, with the ones there are; a key with a wrong value, or one missing.
     """
     check_choice("table", str(name), table_names())
-    return yaml.safe_load((CONFIGS / "tables" / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = _table_files()[str(name)]
+    definition = {"name": path.stem, "title": path.stem, **DEFAULTS, **read_yaml(path)}
+    try:
+        _check(definition, path.stem)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return definition
+
+
+def _check(definition: Mapping[str, Any], name: str) -> None:
+    for key in definition:
+        check_choice("key", key, dict.fromkeys((*TEXTS, *LISTS, *DEFAULTS)))
+    for key in TEXTS:
+        if not isinstance(definition.get(key), str):
+            raise UserError(f"{key}: found {shortened(definition.get(key))}, allowed is a text")
+    for key in LISTS:
+        if not _texts(definition.get(key)) or not definition[key]:
+            raise UserError(
+                f"{key}: found {shortened(definition.get(key))}, allowed is a list of texts"
+            )
+    check_choice("name", definition["name"], [name])  # reports are called by it
+    for key, other in (("rows", "columns"), ("columns", "rows")):
+        check_choice(key, definition[key], [axis for axis in AXES if axis != definition[other]])
+    for pair in definition["pairs"]:
+        if pair.count("-") != 1:
+            raise UserError(f"pairs: found {shortened(pair)}, allowed is TEACHER-STUDENT")
+    variants, gains = definition["variants"], definition["gains"]
+    if not isinstance(variants, dict) or not all(map(_texts, variants.values())):
+        raise UserError(
+            f"variants: found {shortened(variants)}, allowed are lines NAME: [KEY=VALUE, …]"
+        )
+    for text in chain(*variants.values()):
+        key, equals, _ = text.partition("=")
+        if not key or not equals or key.lstrip("+~") in OF_ALL:
+            raise UserError(
+                f"variants: found {shortened(text)}, allowed is KEY=VALUE, KEY being none of "
+                f"{', '.join(OF_ALL)}, which all runs of a table share"
+            )
+    for gain in gains if isinstance(gains, list) else [gains]:
+        among = [names for names in (definition["methods"], variants) if _all_in(gain, names)]
+        if not among or len(gain) != 2:
+            raise UserError(
+                f"gains: found {shortened(gain)}, allowed is a list of pairs [A, B] of "
+                f"{', '.join([*definition['methods'], *variants])}"
+            )
+    if not isinstance(definition["smoke_teacher"], dict):
+        raise UserError(
+            f"smoke_teacher: found {shortened(definition['smoke_teacher'])}, allowed are lines "
+            "KEY: VALUE of a model"
+        )
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _all_in(names: object, allowed: Container[str]) -> bool:
+    return _texts(names) and all(name in allowed for name in names)
 
 
 def make_table(
@@ -131,7 +211,7 @@ def make_table(
     methods: Sequence[str] | None = None,
     variants: Sequence[str] | None = None,
 ) -> Table:
-    """A table from a file of ``configs/tables``, narrowed to some pairs, methods and variants.
+    """A table from what `load_table` found, narrowed to some pairs, methods and variants.
 
     Args:
         pairs: any ``TEACHER-STUDENT`` of two models, also one that the paper does not have.
@@ -141,7 +221,7 @@ def make_table(
         UserError: an unknown name, with the valid ones.
     """
     settings: Mapping[str, Sequence[str]] = definition["variants"] or {"": []}
-    group = f"{definition['group']}/" if definition.get("group") else ""
+    group = f"{definition['group']}/" if definition["group"] else ""
     wanted_pairs = _chosen("pairs", pairs, definition["pairs"], _further_pairs)
     wanted_methods = _chosen(
         "methods", methods, definition["methods"], lambda: _further_methods(group, settings)
@@ -165,9 +245,9 @@ def make_table(
         rows=definition["rows"],
         columns=definition["columns"],
         metrics=tuple(definition["metrics"]),
-        quantity=definition.get("quantity", "value"),
-        quantities=definition.get("quantities", "values"),
-        unit=definition.get("unit", ""),
+        quantity=definition["quantity"],
+        quantities=definition["quantities"],
+        unit=definition["unit"],
         group=group,
         pairs=tuple(wanted_pairs),
         methods=tuple(wanted_methods),
@@ -178,7 +258,7 @@ def make_table(
             if a != b
         ),
         cells=tuple(cells),
-        smoke_teacher=definition.get("smoke_teacher") or {},
+        smoke_teacher=definition["smoke_teacher"],
     )
 
 

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from eakd import __version__
+from eakd.places import ROOT
 
 
 @cache
@@ -19,7 +21,7 @@ def environment() -> dict[str, Any]:
 
     packages = ("torchvision", "timm", "hydra-core", "numpy", "safetensors")
     return {
-        "eakd": metadata.version("eakd") if _installed("eakd") else None,
+        "eakd": __version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         **{name: metadata.version(name) for name in packages if _installed(name)},
@@ -45,17 +47,16 @@ def _installed(name: str) -> bool:
 
 def git_state() -> dict[str, Any]:
     """Commit of this source tree and whether it has uncommitted changes."""
-    root = Path(__file__).resolve().parents[2]
 
     def git(*words: str) -> str | None:
         try:
             return subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
+                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
             ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return {"commit": None, "modified": None}
     status = git("status", "--porcelain", "--untracked-files=no")
     return {

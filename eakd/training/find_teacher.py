@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 
 from eakd.download import Archive, download
 from eakd.errors import UserError
+from eakd.places import command_words
 
 
 def file_version(path: Path) -> tuple[int, ...]:
@@ -119,9 +121,10 @@ def find_checkpoint(
         return download(archive, root / data, f"{name}.pth", key=key)
     published = ""
     if entry.get("archive"):
-        words = f"data={data} 'teachers=[{name}]'"
-        published = f"fetch it with: python scripts/teachers.py mode=fetch {words}; or "
-    default = f"python scripts/train.py data={data} student={name} distiller=none save_teacher=true"
+        words = ["mode=fetch", f"data={data}", f"teachers=[{name}]"]
+        published = f"fetch it with: {shlex.join([*command_words('teachers'), *words])}; or "
+    words = [f"data={data}", f"student={name}", "distiller=none", "save_teacher=true"]
+    default = shlex.join([*command_words("train"), *words])
     # The command ends the line, so that it is easy to copy.
     raise UserError(
         f"{key}: found no trained {name} for {data} ({places[0]}); {published}train it with: "

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from eakd.composing import compose, options
-from eakd.config import ROOT
+from eakd.places import command_words, config_folders
 
 
 def teacher_command(config: DictConfig, more: Sequence[str] = ()) -> str:
@@ -24,10 +22,8 @@ def teacher_command(config: DictConfig, more: Sequence[str] = ()) -> str:
         config: see `teacher_overrides`.
         more: further overrides.
     """
-    script, here = ROOT / "scripts" / "train.py", Path.cwd()
-    script = script.relative_to(here) if script.is_relative_to(here) else script
     words = [*config_dir_words(), *teacher_overrides(config), *more]
-    return shlex.join(["python", str(script), *words])
+    return shlex.join([*command_words("train"), *words])
 
 
 def teacher_overrides(config: DictConfig) -> list[str]:
@@ -54,11 +50,7 @@ def teacher_overrides(config: DictConfig) -> list[str]:
 
 def config_dir_words() -> list[str]:
     """The option that names the user's own directory of configs; none without one."""
-    if not GlobalHydra.instance().is_initialized():
-        return []
-    places = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    mine = [place.path for place in places if place.provider == "command-line"]
-    return [f"--config-dir={path.removeprefix('file://')}" for path in mine]
+    return [f"--config-dir={folder}" for folder in config_folders()[1:]]
 
 
 def _group_words(group: str, node: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 
 from eakd.config import CONFIGS, register
 
@@ -16,6 +17,7 @@ from eakd.config import CONFIGS, register
 def own_configs(tmp_path, monkeypatch):
     """Write files ``{path: text}`` and offer them, all inside one test."""
     folder = tmp_path / "own configs"
+    Plugins.instance()  # registers the plugins' own configs, once
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
 

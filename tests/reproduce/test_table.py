@@ -1,6 +1,7 @@
 """Tables of the paper: every printed number has a run, and every run the right settings."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +157,66 @@ def test_unknown_names_list_the_valid_ones(arguments, message):
 def test_unknown_table():
     with pytest.raises(UserError, match="table: found '9', allowed is one of 1, 2, 3, 4, 7, 8"):
         load_table(9)
+
+
+MINE = """\
+data: mine
+metrics: [top1]
+pairs: [deep-net, resnet14-net]
+methods: [teacher, none, own, ea_own]
+variants:
+  two: [recipe.batch_size=2]
+  four: [recipe.batch_size=4]
+gains:
+  - [two, four]
+"""
+OWN = {
+    "tables/mine.yaml": MINE,
+    "data/mine.yaml": "defaults: [digits, _self_]\nname: mine\n",
+    "model/net.yaml": "name: net\n_target_: eakd.models.resnet8\n",
+    "model/deep.yaml": "defaults: [net, _self_]\nname: deep\n_target_: eakd.models.resnet20\n",
+    "distiller/own.yaml": "defaults: [kd, _self_]\nname: own\n",
+}
+
+
+def test_a_table_of_ones_own_networks_methods_and_data_is_planned(own_configs, tmp_path):
+    own_configs(OWN)
+    assert table_names() == ["1", "2", "3", "4", "7", "8", "control", "mine"]
+    with pytest.raises(UserError, match=r"table: found 'x', allowed is one of 1, .*control, mine"):
+        load_table("x")
+    table = make_table(load_table("mine"))
+    assert len(table.cells) == 2 * 4 * 2 and not any(cell.paper for cell in table.cells)
+    places = {"output_root": str(tmp_path), "checkpoint_root": str(tmp_path)}
+    plan = make_plan(table, seeds=[0], protocol="default", **places)
+    assert [job.saves.name for job in plan.teachers] == ["deep.safetensors", "resnet14.safetensors"]
+    for job in plan.jobs:
+        config = compose(list(job.overrides))
+        assert Path(config.run_dir) == job.directory and config.data.name == "mine"
+    assert {job.identified["student"]["_target_"] for job in plan.students} == {
+        "eakd.models.resnet8"
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("data: mine\n", "", "data: found None, allowed is a text"),
+        ("data: mine", "datum: mine", "key: found 'datum', allowed is one of name, title, data, "),
+        ("[top1]", "top1", "metrics: found 'top1', allowed is a list of texts"),
+        ("teacher, none", "no", r"methods: found \[False, 'own', 'ea_own'\], allowed is a list of"),
+        ("resnet14-net", "net", "pairs: found 'net', allowed is TEACHER-STUDENT"),
+        ("data: mine", "data: mine\nrows: pair", "rows: found 'pair', allowed is one of method, "),
+        ("data: mine", "data: mine\nname: '2'", "name: found '2', allowed is one of mine"),
+        ("[recipe.batch_size=2]", "a=2", "variants: found .*, allowed are lines NAME: "),
+        ("recipe.batch_size=2", "recipe=short", "variants: found 'recipe=short', allowed is"),
+        ("recipe.batch_size=2", "=2", "variants: found '=2', allowed is KEY=VALUE"),
+        ("[two, four]", "[two, own]", r"gains: found \['two', 'own'\], allowed is a list of pairs"),
+        ("  - [two, four]", "", "gains: found None, allowed is a list of pairs"),
+        ("data: mine", "data: mine\nsmoke_teacher: 3", "smoke_teacher: found 3, allowed are"),
+    ],
+)
+def test_mistakes_in_a_table_of_ones_own_are_one_line(own_configs, before, after, message):
+    assert MINE.count(before) == 1
+    folder = own_configs({"tables/mine.yaml": MINE.replace(before, after)})
+    with pytest.raises(UserError, match=f"^{re.escape(str(folder))}/tables/mine.yaml: {message}"):
+        load_table("mine")

@@ -207,7 +207,7 @@ def test_a_method_of_another_domain_is_refused(tmp_path):
         (
             ["data=numbers", "teacher=tiny_gpt", "student=tiny_gpt", "distiller=kd"],
             "error: distiller: found kd, a method for eakd.classification.Classification, allowed "
-            "with data=numbers is a method for toys.language.Language",
+            "with data=numbers is toy/words",
         ),
         (
             ["data=digits", "distiller=toy/ea_words"],

@@ -1,0 +1,80 @@
+"""The commands ``eakd-train``, ``eakd-report``, …: what each does with its config.
+
+``pyproject.toml`` installs them, ``scripts/`` starts them from a checkout. Torch loads only once a
+command has something to do, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+
+from eakd.command_line import entry_point
+from eakd.config import plain
+
+
+def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    """The program that does ``task`` with ``configs/NAME.yaml``, NAME being the task's name."""
+
+    def program() -> None:
+        entry_point(task, task.__name__)
+
+    program.__doc__ = task.__doc__
+    return program
+
+
+@command
+def train(config: DictConfig) -> None:
+    """Train one student, or one teacher with ``distiller=none``."""
+    from eakd.training.run import run
+
+    run(config)
+
+
+@command
+def evaluate(config: DictConfig) -> None:
+    """Top-1 and top-5 accuracy of any checkpoint, ours or the public zoo's."""
+    from eakd.classification import evaluate_checkpoint
+
+    evaluate_checkpoint(config)
+
+
+@command
+def reproduce(config: DictConfig) -> None:
+    """Plan, run, continue and report a table of the paper: ``table=2 mode=plan``."""
+    from eakd.reproduce.command import reproduce
+
+    reproduce(config)
+
+
+@command
+def report(config: DictConfig) -> None:
+    """Compare finished runs: a table of means, spreads and paired differences, and a plot."""
+    from eakd.reproduce.comparison import report
+
+    print(report(config.runs, plain(config.by), config.baseline, config.select, config.plot))
+
+
+@command
+def benchmark(config: DictConfig) -> None:
+    """Training speed of the shipped loop, of a plain loop, and of the bare limit."""
+    from eakd.benchmark import benchmark
+
+    print(benchmark(config))
+
+
+@command
+def quickstart(config: DictConfig) -> None:
+    """Train a small teacher, distil students with and without EA, and print the comparison."""
+    from eakd.reproduce.quickstart import quickstart
+
+    print(quickstart(config))
+
+
+@command
+def teachers(config: DictConfig) -> None:
+    """The teachers of the paper's tables: ``mode=list | fetch | train | check``."""
+    from eakd.teachers.command import teachers
+
+    teachers(config)
