@@ -25,24 +25,43 @@ def check_number(
     at_least: float | None = None,
     at_most: float | None = None,
     integer: bool = False,
-) -> None:
-    """Raise `UserError` unless ``value`` is a finite number inside the stated bounds."""
-    kind = "an integer" if integer else "a number"
-    bounds = [
-        f"{word} {bound:g}"
-        for word, bound in ((">", above), (">=", at_least), ("<=", at_most))
-        if bound is not None
-    ]
-    allowed = " ".join([kind, " and ".join(bounds)]).strip()
-    numeric = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+) -> Any:
+    """Raise `UserError` unless ``value`` is a finite number inside the stated bounds.
+
+    numpy's numbers and tensors without dimensions are numbers, booleans and texts are not.
+
+    Returns:
+        Python's own number, an int or a float.
+    """
+    number = _python_number(value)
     if (
-        not numeric
-        or not abs(value) <= sys.float_info.max  # NaN, infinite, or an integer beyond any float
-        or (above is not None and value <= above)
-        or (at_least is not None and value < at_least)
-        or (at_most is not None and value > at_most)
+        not isinstance(number, int if integer else (int, float))
+        or isinstance(number, bool)
+        or not abs(number) <= sys.float_info.max  # NaN, infinite, or an integer beyond any float
+        or (above is not None and number <= above)
+        or (at_least is not None and number < at_least)
+        or (at_most is not None and number > at_most)
     ):
-        raise UserError(f"{name}: found {shortened(value)}, allowed is {allowed}")
+        kind = "an integer" if integer else "a number"
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in ((">", above), (">=", at_least), ("<=", at_most))
+            if bound is not None
+        ]
+        allowed = " ".join([kind, " and ".join(bounds)]).strip()
+        found = shortened(value).replace("\n", " ")  # arrays are shown in several lines
+        raise UserError(f"{name}: found {found}, allowed is {allowed}")
+    return number
+
+
+def _python_number(value: Any) -> Any:
+    # This module is read before torch, by all that only plans; what is not loaded made no value.
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and isinstance(value, numpy.number):
+        return value.item()
+    if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0:
+        return value.item()
+    return value
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

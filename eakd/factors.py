@@ -23,7 +23,8 @@ FACTORS: dict[str, Factor] = {
     "inverted_student": lambda teacher, student, bound: bound - student,  # Table 1
 }
 
-# kind → the factor whose mean over the batch every sample gets: the same total, without selection.
-MATCHED = {"matched": "ea"}
+# Controls, kind → the factor that they deal out in another way:
+MATCHED = {"matched": "ea"}  # every sample gets the batch's mean: its scale, without selection
+SHUFFLED = {"shuffled": "ea"}  # every sample gets another's: its scale and spread, at random
 
-KINDS = (*FACTORS, *MATCHED)
+KINDS = (*FACTORS, *MATCHED, *SHUFFLED)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,26 +19,74 @@ import torch
 from torch import Tensor
 
 from eakd.errors import UserError, check_choice, check_number
-from eakd.factors import FACTORS, KINDS, MATCHED
+from eakd.factors import FACTORS, KINDS, MATCHED, SHUFFLED
 
 __all__ = ["FACTORS", "KINDS", "Entropies", "Weighting", "ea_weight", "entropy"]
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32; float64 stays float64."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def check_same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raise `UserError` unless both are ``(..., C)`` of one shape: broadcasting hides mistakes."""
+    shape = student_logits.shape
+    if shape != teacher_logits.shape or not shape:
+        raise UserError(
+            f"student_logits, teacher_logits: found shapes {tuple(shape)} and "
+            f"{tuple(teacher_logits.shape)}, allowed are equal shapes, the classes last"
+        )
+
+
+def check_temperature(
+    temperature: float | Tensor, logits: Tensor, name: str = "temperature"
+) -> float | Tensor:
+    """Raise `UserError` unless ``temperature`` can divide ``logits`` ``(..., C)``.
+
+    A number must be positive. Of a tensor only type and shape are looked at, because its value may
+    still be computed on the device: one temperature, or one for each row (``(K, 1, 1)``).
+
+    Returns:
+        The temperature; Python's own number where it is a number.
+    """
+    if not isinstance(temperature, Tensor):
+        return check_number(name, temperature, above=0)
+    shape = tuple(temperature.shape)
+    pairs = zip(reversed(shape), reversed(logits.shape), strict=False)
+    if (
+        temperature.is_complex()
+        or temperature.dtype == torch.bool
+        or shape[-1:] not in ((), (1,))
+        or any(a != b and a != 1 and b != 1 for a, b in pairs)
+    ):
+        raise UserError(
+            f"{name}: found a tensor {shape} of {temperature.dtype} for logits "
+            f"{tuple(logits.shape)}, allowed are real numbers of shape () or (..., 1) that "
+            "broadcasts against the logits"
+        )
+    return temperature
+
+
 @torch.no_grad()
-def entropy(logits: Tensor, temperature: float = 3.0) -> Tensor:
+def entropy(logits: Tensor, temperature: float | Tensor = 3.0) -> Tensor:
     """Entropy of the softened prediction, ``H = -Σ_c p_c log p_c`` with ``p = softmax(z / τ′)``.
 
     Source: Eqs. 1 and 8.
 
     Args:
         logits: ``(..., C)``; half-precision input is computed in float32, float64 stays float64.
+            A class masked with −inf has no probability.
         temperature: τ′ > 0.
 
     Returns:
         ``(...)`` in nats, within ``[0, log C]`` for any finite logits, without gradient.
+
+    Raises:
+        UserError: a temperature that is not positive.
     """
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    temperature = check_temperature(temperature, logits)
+    logits = at_least_float32(logits)
     # The shift keeps logits / τ′ from overflowing; entr(0) = 0, so one-hot needs no epsilon.
     shifted = logits - logits.amax(dim=-1, keepdim=True)
     h = torch.special.entr(torch.softmax(shifted / temperature, dim=-1)).sum(dim=-1)
@@ -67,6 +116,9 @@ def ea_weight(
 
     Returns:
         ``(...)`` in ``[0, log C]`` with the default bound, without gradient.
+
+    Raises:
+        UserError: logits whose shapes differ, a temperature or bound that is not positive.
     """
     return Weighting("ea", entropy_temperature, max_entropy)(student_logits, teacher_logits)
 
@@ -77,7 +129,8 @@ class Entropies(NamedTuple):
     Attributes:
         teacher: in nats, or ``None`` without a teacher.
         student: in nats.
-        bound: the largest value either can have, ``log C`` of the ``C`` classes they are over.
+        bound: the largest value either can have, ``log C`` of the ``C`` classes they are over,
+            masked ones included.
     """
 
     teacher: Tensor | None
@@ -99,15 +152,20 @@ class Weighting:
     ``inverted_teacher``      H_max - H_T                 Table 1
     ``inverted_student``      H_max - H_S                 Table 1
     ``matched``               batch mean of ``ea``        control: same scale, no selection
+    ``shuffled``              ``ea`` of another sample    control: same scale and spread, at random
     ========================  ==========================  ==================================
 
     The formulas are the table of `eakd.factors`. A subclass may replace `combine`, to weigh by
     entropies in another way, or ``__call__``, to weigh by logits.
 
+    ``shuffled`` deals the weights out by a random permutation of the rows that are weighed
+    together: those of a batch, of a micro-batch, or of one process's part of a batch.
+
     Args:
         kind: a name from the table.
         entropy_temperature: τ′ > 0 of Eq. 8.
-        max_entropy: bound ``H_max`` in nats, ``None`` for ``log C``.
+        max_entropy: bound ``H_max`` in nats, ``None`` for ``log C``. Below ``log C`` weights can
+            leave their range (a warning says so).
         batch_mean: mean of ``matched``, a scalar. Where several processes share a batch, it must
             be one over all of them.
 
@@ -123,17 +181,17 @@ class Weighting:
         max_entropy: float | None = None,
         batch_mean: Callable[[Tensor], Tensor] = torch.mean,
     ):
-        check_choice("kind", kind, (*FACTORS, *MATCHED))
-        check_number("entropy_temperature", entropy_temperature, above=0)
+        check_choice("kind", kind, (*FACTORS, *MATCHED, *SHUFFLED))
         if max_entropy is not None:
-            check_number("max_entropy", max_entropy, above=0)
+            max_entropy = check_number("max_entropy", max_entropy, above=0)
         self.kind = kind
-        self.entropy_temperature = entropy_temperature
+        self.entropy_temperature = check_number("entropy_temperature", entropy_temperature, above=0)
         self.max_entropy = max_entropy
         self.batch_mean = batch_mean
+        self._warned = False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        return self.combine(self.entropies(student_logits, teacher_logits))
+        return self.deal(self.combine(self.entropies(student_logits, teacher_logits)))
 
     def entropies(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Entropies:
         """Both entropies at this weighting's τ′, ``(..., C) -> (...)``.
@@ -145,34 +203,62 @@ class Weighting:
         student = entropy(student_logits, self.entropy_temperature)
         if teacher_logits is None:
             return Entropies(None, student, bound)
-        if student_logits.shape != teacher_logits.shape:
-            raise UserError(
-                f"student_logits, teacher_logits: found shapes {tuple(student_logits.shape)} and "
-                f"{tuple(teacher_logits.shape)}, allowed are equal shapes"
-            )
+        check_same_shape(student_logits, teacher_logits)
         return Entropies(entropy(teacher_logits, self.entropy_temperature), student, bound)
 
-    @torch.no_grad()
     def combine(self, entropies: Entropies) -> Tensor:
-        """The weight ``(...)`` of samples whose entropies are known.
+        """What the kind's formula makes of known entropies, ``(...)``.
 
         Raises:
             UserError: a kind that needs the teacher's entropy, and there is none.
         """
+        self._check_bound(entropies.bound)
         bound = self.max_entropy or entropies.bound
-        factor = FACTORS[MATCHED.get(self.kind, self.kind)]
-        if entropies.teacher is None:
+        factor = FACTORS[(MATCHED | SHUFFLED).get(self.kind, self.kind)]
+        with torch.no_grad():  # as a decorator, it breaks the graph of a compiled `ea_weight`
+            if entropies.teacher is not None:
+                if entropies.bound == 0 and self.kind != "uniform":  # one class: no 0 / 0
+                    return torch.zeros_like(entropies.student)
+                return factor(entropies.teacher, entropies.student, bound)
             # A factor that needs none works without: try, rather than list the names.
             with contextlib.suppress(TypeError):
                 weight = factor(None, entropies.student, bound)
                 if weight is not None:
                     return weight
-            raise UserError(
-                f"weighting.kind: found {self.kind!r} for a method without a teacher, allowed is "
-                "what needs no teacher's entropy: uniform, student or inverted_student"
+        raise UserError(
+            f"weighting.kind: found {self.kind!r} for a method without a teacher, allowed is "
+            "what needs no teacher's entropy: uniform, student or inverted_student"
+        )
+
+    def deal(
+        self, weight: Tensor, generator: Callable[[], torch.Generator] | None = None
+    ) -> Tensor:
+        """Give each row of a batch its weight: its own, or what a control deals to it.
+
+        Args:
+            weight: from `combine`.
+            generator: makes a CPU generator of what is drawn, such as `Progress.generator`;
+                torch's own by default.
+        """
+        if self.kind in MATCHED:
+            return self.batch_mean(weight).expand_as(weight)
+        if self.kind in SHUFFLED:
+            order = torch.randperm(weight.numel(), generator=generator and generator())
+            # No wait: what is copied from ordinary memory is read before the call returns.
+            order = order.to(weight.device, non_blocking=True)
+            return weight.flatten()[order].view_as(weight)
+        return weight
+
+    def _check_bound(self, bound: float) -> None:
+        if self.max_entropy is None or self._warned or torch.compiler.is_compiling():
+            return
+        if self.max_entropy < bound * (1 - 1e-6):  # a rounded log C is no reason
+            self._warned = True
+            warnings.warn(
+                f"max_entropy: found {self.max_entropy:g}, allowed is log C = {bound:.6g} or more "
+                "for weights that stay in their range: entropies can be larger",
+                stacklevel=3,
             )
-        weight = factor(entropies.teacher, entropies.student, bound)
-        return self.batch_mean(weight).expand_as(weight) if self.kind in MATCHED else weight
 
     def __repr__(self) -> str:
         bound = "log C" if self.max_entropy is None else f"{self.max_entropy:g}"

@@ -199,8 +199,13 @@ class Distiller(nn.Module):
         """Values worth logging once an epoch, such as a learned temperature."""
         return {}
 
-    def total(self, terms: Terms) -> Total:
+    def total(self, terms: Terms, progress: Progress | None = None) -> Total:
         """Σ scalar terms + Σ mean(weight · per-row term).
+
+        Args:
+            terms: of one batch.
+            progress: where training stands, for a weighting that draws (``shuffled``); without it,
+                such a weighting draws from torch's own generator.
 
         Raises:
             UserError: a term that is neither a scalar nor one value for each row; it is named.
@@ -215,7 +220,7 @@ class Distiller(nn.Module):
             source = terms.weight_source(name)
             key = tuple(map(id, source))
             if key not in known:
-                known[key] = self._weigh(source, term)
+                known[key] = self._weigh(source, term, progress)
             weight, (_, first) = known[key][1], next(iter(known.values()))
             # Broadcasting would silently make another weighting of a term of another shape.
             if term.shape != weight.shape or weight.shape != first.shape:
@@ -234,13 +239,16 @@ class Distiller(nn.Module):
             entropies, weight = self._entropies(terms.weight_source()), None
         return Total(loss, weight, distillation, unweighted, entropies)
 
-    def _weigh(self, source: Source, term: Tensor) -> tuple[Entropies | None, Tensor]:
+    def _weigh(
+        self, source: Source, term: Tensor, progress: Progress | None
+    ) -> tuple[Entropies | None, Tensor]:
         """The entropies of each row and its weight."""
         entropies = self._entropies(source)
         weighting = self.weighting
         if isinstance(weighting, Weighting) and type(weighting).__call__ is Weighting.__call__:
             if entropies is not None:
-                return entropies, self.weighting.combine(entropies)
+                draw = None if progress is None else progress.generator
+                return entropies, weighting.deal(weighting.combine(entropies), draw)
             if self.weighting.kind == "uniform":
                 return None, term.detach().new_ones(len(term))
         elif not isinstance(source, Entropies) and source[0] is not None:

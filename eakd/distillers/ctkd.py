@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eakd.data.base import Batch
 from eakd.distillers.base import Progress, Terms
-from eakd.distillers.kd import kd_loss
+from eakd.distillers.kd import cross_entropy, kd_loss
 from eakd.distillers.standardization import LogitDistiller
 from eakd.errors import check_number
 from eakd.weighting import Weighting
@@ -72,18 +71,12 @@ class CTKD(LogitDistiller):
         entropy_logits: str = "raw",
     ):
         super().__init__(student, teacher, weighting, standardize, entropy_logits)
-        check_number("min_temperature", min_temperature, above=0)
-        check_number("temperature_range", temperature_range, above=0)
-        check_number("theta", theta)
-        check_number("decay_epochs", decay_epochs, at_least=1, integer=True)
-        check_number("ce_weight", ce_weight, at_least=0)
-        check_number("kd_weight", kd_weight, at_least=0)
-        self.min_temperature = min_temperature
-        self.temperature_range = temperature_range
-        self.decay_epochs = decay_epochs
-        self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
-        self.theta = nn.Parameter(torch.tensor(float(theta)))
+        self.min_temperature = check_number("min_temperature", min_temperature, above=0)
+        self.temperature_range = check_number("temperature_range", temperature_range, above=0)
+        self.decay_epochs = check_number("decay_epochs", decay_epochs, at_least=1, integer=True)
+        self.ce_weight = check_number("ce_weight", ce_weight, at_least=0)
+        self.kd_weight = check_number("kd_weight", kd_weight, at_least=0)
+        self.theta = nn.Parameter(torch.tensor(float(check_number("theta", theta))))
 
     def temperature(self, scale: float = 1.0) -> Tensor:
         """The current τ, a scalar tensor, with θ's gradient multiplied by ``scale``."""
@@ -97,7 +90,7 @@ class CTKD(LogitDistiller):
         # temperature would be learned.
         temperature = self.temperature(cosine_lambda(progress.epoch, self.decay_epochs))
         losses = {
-            "ce": self.ce_weight * F.cross_entropy(student_logits, batch.targets),
+            "ce": self.ce_weight * cross_entropy(student_logits, batch.targets),
             "kd": self.kd_weight * kd_loss(*pair, temperature),
         }
         return Terms(losses, student_logits, teacher_logits, {"kd": entropy_pair})

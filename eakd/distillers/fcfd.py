@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eakd.data.base import Batch
 from eakd.distillers.base import Distiller, Progress, Terms
-from eakd.distillers.features import difference, dry_run, mean_square, temporarily
-from eakd.distillers.kd import kd_loss
+from eakd.distillers.features import BatchNorm, difference, dry_run, mean_square, temporarily
+from eakd.distillers.kd import cross_entropy, kd_loss
 from eakd.errors import UserError, check_choice, check_number
 from eakd.models.base import StagedModel
 from eakd.weighting import Weighting
@@ -121,7 +121,7 @@ def bridge(source: list[int], target: list[int], post: bool) -> nn.Sequential:
     if isinstance(conv, nn.Conv2d):  # as published; the transposed one keeps PyTorch's default
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(
-        conv, nn.BatchNorm2d(target[0]), *([nn.LeakyReLU(0.1, inplace=True)] if post else [])
+        conv, BatchNorm(target[0]), *([nn.LeakyReLU(0.1, inplace=True)] if post else [])
     )
 
 
@@ -180,19 +180,13 @@ class FCFD(Distiller):
         image_size: int = 32,
     ):
         super().__init__(student, teacher, weighting)
-        check_number("temperature", temperature, above=0)
-        check_number("ce_weight", ce_weight, at_least=0)
-        check_number("kl_weight", kl_weight, at_least=0)
-        check_number("mixed_kl_weight", mixed_kl_weight, at_least=0)
-        check_number("l2_weight", l2_weight, at_least=0)
-        check_number("ramp_epochs", ramp_epochs, at_least=0)
         check_choice("teacher_batchnorm", teacher_batchnorm, TEACHER_BATCHNORM)
-        self.temperature = temperature
-        self.ce_weight = ce_weight
-        self.kl_weight = kl_weight
-        self.mixed_kl_weight = mixed_kl_weight
-        self.l2_weight = l2_weight
-        self.ramp_epochs = ramp_epochs
+        self.temperature = check_number("temperature", temperature, above=0)
+        self.ce_weight = check_number("ce_weight", ce_weight, at_least=0)
+        self.kl_weight = check_number("kl_weight", kl_weight, at_least=0)
+        self.mixed_kl_weight = check_number("mixed_kl_weight", mixed_kl_weight, at_least=0)
+        self.l2_weight = check_number("l2_weight", l2_weight, at_least=0)
+        self.ramp_epochs = check_number("ramp_epochs", ramp_epochs, at_least=0)
 
         source, target = (
             _stage_shapes(role, model, image_size)
@@ -205,8 +199,9 @@ class FCFD(Distiller):
             )
         self.num_stages = len(source)
         self.paths = candidate_paths(self.num_stages)
-        check_number("mixed_paths", mixed_paths, at_least=0, at_most=len(self.paths), integer=True)
-        self.mixed_paths = mixed_paths
+        self.mixed_paths = check_number(
+            "mixed_paths", mixed_paths, at_least=0, at_most=len(self.paths), integer=True
+        )
 
         self.to_teacher, self.to_student = nn.ModuleDict(), nn.ModuleDict()
         for stage in range(1, self.num_stages):
@@ -281,7 +276,7 @@ class FCFD(Distiller):
 
         ramp = min(progress.epoch / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0
         losses = {
-            "ce": self.ce_weight * F.cross_entropy(student_logits, batch.targets),
+            "ce": self.ce_weight * cross_entropy(student_logits, batch.targets),
             "kl": self.kl_weight * kd_loss(student_logits, teacher_logits, self.temperature),
             "mixed_kl": self.mixed_kl_weight * mixed_kl,
             "appearance": self.l2_weight * ramp * appearance,

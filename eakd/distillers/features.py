@@ -27,6 +27,19 @@ def mean_square(x: Tensor) -> Tensor:
     return x.square().sum(dim=tuple(range(1, x.dim()))) / x[0].numel()
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that also trains on a single value for each channel: one sample, one pixel.
+
+    Such a batch, the last one of an epoch perhaps, has no variance, and PyTorch refuses it (the
+    methods' authors never meet it). It is normalised by the running statistics, which it leaves.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        single = self.training and x.numel() == self.num_features
+        with temporarily([self] if single else [], training=False):
+            return super().forward(x)
+
+
 @contextmanager
 def temporarily(modules: Iterable[nn.Module], **attributes: Any) -> Iterator[None]:
     """Give all ``modules`` the same ``attributes``, such as ``training``, inside the block only."""
@@ -58,7 +71,7 @@ def dry_run(model: nn.Module, image_size: int, run: Callable[[Tensor], T]) -> T:
     Raises:
         UserError: ``image_size`` is no positive integer.
     """
-    check_number("image_size", image_size, at_least=1, integer=True)
+    image_size = check_number("image_size", image_size, at_least=1, integer=True)
     like = next(model.parameters())
     # A frozen teacher may hold some of its weights in the precision of autocast.
     lower = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}

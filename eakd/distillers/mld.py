@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eakd.data.base import Batch
 from eakd.distillers.base import Progress, Terms
-from eakd.distillers.kd import kd_loss, log_probabilities
+from eakd.distillers.kd import check_shape, cross_entropy, kd_loss, log_probabilities
 from eakd.distillers.standardization import LogitDistiller
 from eakd.errors import check_choice, check_number
-from eakd.weighting import Weighting
+from eakd.weighting import Weighting, check_same_shape
 
 VARIANTS = ("published", "intended")
 
@@ -66,7 +65,11 @@ def instance_losses(
     Returns:
         Two tensors ``(N,)`` in nats, computed from weak and from strong logits: the weight of
         either comes from the same logits.
+
+    Raises:
+        UserError: shapes that do not fit, as `kd_loss`.
     """
+    check_shape("sample_coefficient", sample_coefficient, weak[0].shape[:-1])
     taus = temperatures[:, None, None]
     per_temperature = kd_loss(*weak, taus)  # (K, N)
     from_weak = sample_coefficient * per_temperature.sum(dim=0)
@@ -108,7 +111,13 @@ def relation_losses(
 
     Returns:
         Two scalars, batch level and class level.
+
+    Raises:
+        UserError: shapes that do not fit.
     """
+    check_same_shape(student_logits, teacher_logits)
+    check_shape("sample_coefficient", sample_coefficient, student_logits.shape[:1])
+    check_shape("class_coefficient", class_coefficient, student_logits.shape[1:])
     taus = temperatures[:, None, None]
     student = log_probabilities(student_logits, taus).exp()  # (K, N, C)
     teacher = log_probabilities(teacher_logits.detach(), taus).exp()
@@ -152,12 +161,10 @@ class MLD(LogitDistiller):
         entropy_logits: str = "raw",
     ):
         super().__init__(student, teacher, weighting, standardize, entropy_logits)
-        check_number("temperature", temperature, above=0)
-        check_number("ce_weight", ce_weight, at_least=0)
-        check_number("kd_weight", kd_weight, at_least=0)
+        temperature = check_number("temperature", temperature, above=0)
         check_choice("variant", variant, VARIANTS)
-        self.ce_weight = ce_weight
-        self.kd_weight = kd_weight
+        self.ce_weight = check_number("ce_weight", ce_weight, at_least=0)
+        self.kd_weight = check_number("kd_weight", kd_weight, at_least=0)
         self.variant = variant
         temperatures = torch.tensor([temperature, *EXTRA_TEMPERATURES])
         self.register_buffer("temperatures", temperatures, persistent=False)
@@ -184,8 +191,8 @@ class MLD(LogitDistiller):
         batch_level, class_level = relation_losses(
             student_weak, teacher_weak, samples, classes, self.temperatures
         )
-        ce = F.cross_entropy(student_weak, batch.targets)
-        ce = ce + F.cross_entropy(raw_strong[0], batch.targets)
+        ce = cross_entropy(student_weak, batch.targets)
+        ce = ce + cross_entropy(raw_strong[0], batch.targets)
         losses = {
             "ce": self.ce_weight * ce,
             "instance_weak": self.kd_weight * instance_weak,

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from eakd.data.base import Batch
 from eakd.distillers.base import Distiller, Progress, Terms
-from eakd.distillers.features import difference, dry_run, mean_square
+from eakd.distillers.features import BatchNorm, difference, dry_run, mean_square
+from eakd.distillers.kd import cross_entropy
 from eakd.errors import UserError, check_number
 from eakd.models.base import Output
 from eakd.weighting import Weighting
@@ -57,11 +58,11 @@ class AttentionFusion(nn.Module):
     def __init__(self, channels: int, mid_channels: int, target_channels: int, fuse: bool):
         super().__init__()
         self.conv1 = nn.Sequential(
-            nn.Conv2d(channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels)
+            nn.Conv2d(channels, mid_channels, 1, bias=False), BatchNorm(mid_channels)
         )
         self.conv2 = nn.Sequential(
             nn.Conv2d(mid_channels, target_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(target_channels),
+            BatchNorm(target_channels),
         )
         self.att_conv = (
             nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid()) if fuse else None
@@ -124,13 +125,12 @@ class ReviewKD(Distiller):
         image_size: int = 32,
     ):
         super().__init__(student, teacher, weighting)
-        check_number("ce_weight", ce_weight, at_least=0)
-        check_number("review_weight", review_weight, at_least=0)
-        check_number("warmup_epochs", warmup_epochs, at_least=0)
-        check_number("max_mid_channels", max_mid_channels, at_least=1, integer=True)
-        self.ce_weight = ce_weight
-        self.review_weight = review_weight
-        self.warmup_epochs = warmup_epochs
+        max_mid_channels = check_number(
+            "max_mid_channels", max_mid_channels, at_least=1, integer=True
+        )
+        self.ce_weight = check_number("ce_weight", ce_weight, at_least=0)
+        self.review_weight = check_number("review_weight", review_weight, at_least=0)
+        self.warmup_epochs = check_number("warmup_epochs", warmup_epochs, at_least=0)
 
         outputs: dict[str, Output] = {
             role: dry_run(model, image_size, model.forward)
@@ -178,7 +178,7 @@ class ReviewKD(Distiller):
         warmup = min(progress.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         review = sum(hcl_loss(fused, target) for fused, target in pairs)
         losses = {
-            "ce": self.ce_weight * F.cross_entropy(student_logits, batch.targets),
+            "ce": self.ce_weight * cross_entropy(student_logits, batch.targets),
             "review": self.review_weight * warmup * review,
         }
         return Terms(losses, student_logits, teacher_logits)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from eakd.data.base import Batch
 from eakd.distillers.base import Distiller, Progress
 from eakd.errors import UserError, check_choice
-from eakd.weighting import Weighting
+from eakd.weighting import Weighting, at_least_float32
 
 
 def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
@@ -19,15 +19,33 @@ def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
     deviation.
 
     Args:
-        logits: ``(..., C)`` with ``C ≥ 2``; half precision is computed in float32.
+        logits: ``(..., C)`` with ``C ≥ 2``; half precision is computed in float32. Classes masked
+            with −inf stay so, and have no part in mean and standard deviation.
         eps: added to the standard deviation. Constant rows become zeros, with zero gradient.
 
     Returns:
         ``(..., C)``.
+
+    Raises:
+        UserError: fewer than two classes, which have no standard deviation.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    std, mean = torch.std_mean(logits, dim=-1, keepdim=True)
-    return (logits - mean) / (std + eps)
+    classes = logits.shape[-1] if logits.dim() else 0
+    if classes < 2:
+        raise UserError(
+            f"logits: found shape {tuple(logits.shape)}, allowed is (..., C) with two classes or "
+            "more: one has no standard deviation"
+        )
+    logits = at_least_float32(logits)
+    masked = logits.isneginf()
+    on_cpu = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and not masked.any():  # a look that costs nothing here, and elsewhere a wait
+        std, mean = torch.std_mean(logits, dim=-1, keepdim=True)
+        return (logits - mean) / (std + eps)
+    count = classes - masked.sum(dim=-1, keepdim=True)
+    mean = logits.masked_fill(masked, 0).sum(dim=-1, keepdim=True) / count
+    centred = (logits - mean).masked_fill(masked, 0)
+    std = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (count - 1).clamp(min=1).sqrt()
+    return (centred / (std + eps)).masked_fill(masked, -torch.inf)
 
 
 class LogitDistiller(Distiller):

@@ -64,8 +64,9 @@ def train_epoch(
         for batch in batches if isinstance(batches, list) else [batches]:
             # The losses too, not the backward pass: that one repeats the types of the forward.
             with compute.autocast():
-                terms = distiller(batch, progress._replace(step=step))
-                total = distiller.total(terms)
+                now = progress._replace(step=step)
+                terms = distiller(batch, now)
+                total = distiller.total(terms, now)
             # The mean over a part counts by the part's size; a term with a count of its own has
             # been divided by the whole step's. Scaled before differentiation, because synchronised
             # batch norms exchange gradients.
