@@ -310,7 +310,10 @@ def _left_out_lines(left_out: Mapping[Path, str], runs: Sequence[Any], shown: in
 def plot_curves(
     runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("method",)
 ) -> list[str]:
-    """Draw the test metric over epochs: the mean of each method's seeds and the band they span.
+    """Draw the test metric over epochs: the mean of each method's seeds ± one standard deviation.
+
+    The axis begins where training has found its way, at the means after a third of the epochs, so
+    that methods can be told apart. A dashed line is the teacher, if all runs have the same.
 
     Returns:
         Warnings: runs that are not in the picture because their ``metrics.jsonl`` is damaged.
@@ -335,14 +338,26 @@ def plot_curves(
             continue
         curves[label(run, by)].append({line["epoch"]: line[f"test_{metric}"] for line in lines})
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    shown = []  # means
     for name, values in curves.items():
         epochs = sorted(set.intersection(*map(set, values)))  # that all seeds were evaluated after
         stacked = np.array([[curve[epoch] for epoch in epochs] for curve in values])
         text = one_line(name).replace("$", r"\$")  # no formula
-        (line,) = axes.plot(epochs, stacked.mean(axis=0), label=f"{text} (n = {len(values)})")
-        axes.fill_between(
-            epochs, stacked.min(axis=0), stacked.max(axis=0), alpha=0.15, color=line.get_color()
-        )
+        mean = stacked.mean(axis=0)
+        (line,) = axes.plot(epochs, mean, label=f"{text} (n = {len(values)})")
+        if len(values) > 1:
+            spread = stacked.std(axis=0, ddof=1)
+            axes.fill_between(
+                epochs, mean - spread, mean + spread, alpha=0.15, color=line.get_color()
+            )
+        shown += mean[len(mean) // 3 :].tolist()
+    taught = {run[f"teacher_{metric}"] for run in runs if f"teacher_{metric}" in run}
+    if len(taught) == 1:
+        axes.axhline(*taught, color="0.4", linestyle="--", linewidth=1, label="teacher")
+        shown += taught
+    if shown:
+        margin = 0.05 * (max(shown) - min(shown)) or 1.0
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"test {heading}")
     axes.grid(alpha=0.3)

@@ -48,12 +48,14 @@ class Table:
     """A table of ``configs/tables``, narrowed to what was asked for.
 
     Attributes:
+        title: ``{data}`` in it stands for the data set, see `make_plan`.
         rows, columns: the axis (`AXES`) that is written down the side and along the top.
         metrics: names of those that the runs measure; higher is better.
         quantity, quantities: what sentences call a metric's value, and several: ``accuracy``.
         unit: of the metrics, ``%`` or a word; ``""`` for none.
         group: of ``distiller``, in which the table's methods are: ``language/``; mostly ``""``.
         gains: pairs ``(a, b)`` of methods or variants; the gain of ``a`` over ``b`` is reported.
+        protocol, seeds: what is planned where nothing else is said.
         smoke_teacher: model keys of teachers that are too large for ``scale=smoke``.
     """
 
@@ -72,7 +74,14 @@ class Table:
     variants: tuple[str, ...]
     gains: tuple[tuple[str, str], ...]
     cells: tuple[Cell, ...]
+    protocol: str
+    seeds: tuple[int, ...]
     smoke_teacher: Mapping[str, Any]
+
+    @property
+    def in_paper(self) -> bool:
+        """Whether the paper prints any of the cells."""
+        return any(cell.paper for cell in self.cells)
 
     def at(self, **where: str) -> list[Cell]:
         """The cells with these values of ``pair``, ``method``, ``variant``."""
@@ -178,6 +187,8 @@ def make_table(
             if a != b
         ),
         cells=tuple(cells),
+        protocol=definition.get("protocol", "authors"),
+        seeds=tuple(definition.get("seeds", range(5))),
         smoke_teacher=definition.get("smoke_teacher") or {},
     )
 

@@ -31,6 +31,7 @@ def teacher_command(config: DictConfig) -> str:
         *_group_words("student", network),
         "distiller=none",
         "save_teacher=true",
+        *((raw["data"].get("plan") or {}).get("teacher") or ()),  # of its own, more images, say
     ]
     default = OmegaConf.to_container(compose())
     for key in ("output_root", "checkpoint_root"):
