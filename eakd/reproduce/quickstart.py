@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -24,20 +25,19 @@ from eakd.reproduce.comparison import (
     read_runs,
     to_markdown,
 )
-from eakd.reproduce.overrides import check_each, of_teacher
+from eakd.reproduce.overrides import INSTEAD, check_each, of_teacher
 from eakd.reproduce.table import method_overrides
-from eakd.training.hints import written
+from eakd.training.hints import group_words, written
 from eakd.training.run import run
 
 log = logging.getLogger(__name__)
 
 ROOTS = ("output_root", "checkpoint_root")
+METHODS = "methods=[METHOD,METHOD+WEIGHTING]"
 # What an override must not set → the key of quickstart that does.
-INSTEAD = {
-    **dict.fromkeys(("distiller", "weighting"), "methods=[METHOD,METHOD+WEIGHTING]"),
-    **{key: f"{key}=…" for key in ("data", "teacher", "student", *ROOTS)},
-    "seed": "seeds=[…]",
-    "run_dir": "output_root=…",
+KEYS = {"distiller": METHODS, "weighting": METHODS, "seed": "seeds=[…]", "run_dir": "output_root=…"}
+MINE = {
+    key: KEYS.get(part := key.partition(".")[0], f"{part}=…") for key in INSTEAD if key != "recipe"
 }
 
 
@@ -74,8 +74,7 @@ def quickstart(config: DictConfig) -> str:
         f"Made: {len(jobs)} runs below {config.output_root}/{jobs[0].data.name}, each with its "
         "config, curves and weights.\n"
         f"Look: {folder}/comparison.md (this table) and {folder}/curves.png (accuracy by epoch).\n"
-        f"Next: {python} scripts/train.py data={config.data} teacher={config.teacher} "
-        f"student={config.student} distiller=ea_dkd"
+        f"Next: {python} scripts/train.py {shlex.join(choices(config))} distiller=ea_dkd"
     )
 
 
@@ -90,21 +89,15 @@ def plan(config: DictConfig) -> list[DictConfig]:
         check_folder(key, config[key])
     if find_spec("matplotlib") is None:
         raise UserError("found no matplotlib, which draws the curves:  pip install 'eakd[plots]'")
-    for key in ("data", "teacher", "student"):
-        check_text(key, config[key])
     for seed in _listed(config, "seeds"):
         check_number("seeds", seed, at_least=0, integer=True)
-    overrides = check_each(plain(config.overrides), INSTEAD)
+    overrides = check_each(plain(config.overrides), MINE)
     common = [f"{key}={written(config[key])}" for key in ROOTS]
-    common += [
-        f"data={config.data}",
-        "threads=1",
-    ]  # threads cost small networks more than they save
-    students = []
+    common.append("threads=1")  # more of them cost such small networks time
+    students, pair = [], choices(config)
     for method in _listed(config, "methods"):
         check_text("methods", method)
-        words = [f"teacher={config.teacher}", f"student={config.student}"]
-        students.append(compose([*common, *words, *method_overrides(method), *overrides]))
+        students.append(compose([*common, *pair, *method_overrides(method), *overrides]))
         _try(students[-1])
     labels = list(map(method_label, students))
     if len(set(labels)) < len(labels):
@@ -112,7 +105,7 @@ def plan(config: DictConfig) -> list[DictConfig]:
     jobs = []
     if any(map(needs_teacher, students)):
         own = (plain(students[0].data.get("plan")) or {}).get("teacher", [])
-        words = [f"student={config.teacher}", "distiller=none", "save_teacher=true", *own]
+        words = [*choices(config, student="teacher"), "distiller=none", "save_teacher=true", *own]
         jobs.append(compose([*common, *words, *of_teacher(overrides)]))
         _try(jobs[0])
     for seed in config.seeds:
@@ -120,6 +113,16 @@ def plan(config: DictConfig) -> list[DictConfig]:
             jobs.append(student.copy())
             jobs[-1].seed = seed
     return jobs
+
+
+def choices(config: DictConfig, **roles: str) -> list[str]:
+    """The overrides behind data, recipe and networks, however they were given."""
+    raw = OmegaConf.to_container(config)
+    roles = roles or {"teacher": "teacher", "student": "student"}
+    found = [*group_words("data", raw["data"]), *group_words("recipe", raw["recipe"])]
+    found += [word for role, key in roles.items() for word in group_words(role, raw[key])]
+    known = (f"recipe={raw['data']['name']}", "~teacher.checkpoint")  # these come by themselves
+    return [word for word in found if word not in known]
 
 
 def _listed(config: DictConfig, key: str) -> list[Any]:
@@ -156,7 +159,8 @@ def report(runs: list[dict[str, Any]], config: DictConfig, teacher: DictConfig) 
         more = f" It learned from {sizes[0]} images a class, the students from {sizes[1]} of them."
         about.insert(0, f"The teacher reaches {taught:.2f} {heading}.{more if all(sizes) else ''}")
     table = to_markdown(compare(runs, select=config.select), select=config.select)
-    parts = [f"# {config.student} on {config.data}, teacher {config.teacher}", *about, table]
+    names = [config[key].name for key in ("student", "data", "teacher")]
+    parts = ["# {} on {}, teacher {}".format(*names), *about, table]
     by_method: dict[str, dict[int, float]] = {}
     for each in runs:
         value = each[f"{metric}_{config.select}"]
