@@ -168,9 +168,8 @@ def report(runs: list[dict[str, Any]], config: DictConfig, teacher: DictConfig) 
     d = paired_difference(*(by_method.get(name, {}) for name in ("ea_kd", "kd+matched")))
     if d is not None:
         parts.append(
-            "ea_kd against kd+matched, where every sample has EA's mean weight: "
-            f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f}, p = {d.p:.3f}). That is what EA's "
-            "choice of samples adds to the scale of its weight."
+            "EA's choice of samples alone (ea_kd against kd+matched, where every sample has EA's "
+            f"mean weight): {d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f}, p = {d.p:.3f})."
         )
     return "\n\n".join(parts) + "\n"
 
