@@ -130,7 +130,7 @@ def title(plan: Plan) -> str:
     changes = [] if plan.scale == "paper" else [f"scale={plan.scale}"]
     if not all(full_length(plan.table, cell, job.epochs) for cell, job in plan.each()):
         lengths = sorted({job.epochs for job in plan.students})
-        changes.append(f"{' and '.join(map(str, lengths))} epochs")
+        changes.append(f"{', '.join(map(str, lengths))} epochs")
     text = f"{plan.about_data} ({', '.join(changes)})" if changes else plan.about_data
     return plan.table.title.replace("{data}", text)
 

@@ -104,6 +104,13 @@ def test_plan_and_status_and_report_change_nothing(small):
     assert "8 of 12 runs are finished" in partial
 
 
+def test_a_smoke_test_has_one_pair_or_all_or_any(tmp_path):
+    words = ["table=2", "scale=smoke", "methods=[kd]", "seeds=[0]", "mode=plan"]
+    assert "2 runs, 1 of them teachers" in reproduce(tmp_path, *words)
+    assert "12 runs, 5 of them teachers" in reproduce(tmp_path, *words, "pairs=all")
+    assert "2 runs, 1 of them teachers" in reproduce(tmp_path, *words, "pairs=[vgg13-vgg8]")
+
+
 def test_the_report_goes_into_a_document(small):
     folder, _ = small
     name = "table8-authors-smoke"
@@ -182,7 +189,7 @@ def test_runs_of_another_teacher_are_shown_and_trained_again_when_told(tmp_path)
     before = {path: path.read_bytes() for path in finished(tmp_path)}
     output = reproduce(tmp_path, *words, status=2)
     assert "(2 stale)" in output.splitlines()[-1]
-    assert "| uniform | – (0 of 1, 1 stale) |" in output and "Warning: 2 runs stale" in output
+    assert "| kd | – (0 of 1, 1 stale) |" in output and "Warning: 2 runs stale" in output
     (written,) = tmp_path.glob("outputs/reports/*/report.md")
     assert written.read_text().count(": stale: made with another teacher") == 2
     assert all(path.read_bytes() == text for path, text in before.items())
