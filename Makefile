@@ -1,27 +1,30 @@
-# Two commands do everything: `make quickstart` and `make test`. Each creates what it needs.
+# Two commands do everything: `make quickstart` and `make test`. Each installs what it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test lint benchmark clean
 
-quickstart: $(VENV)/.installed
+quickstart: $(VENV)/.run
 	$(BIN)/python scripts/quickstart.py
 
-test: $(VENV)/.installed
+benchmark: $(VENV)/.run
+	$(BIN)/python scripts/benchmark.py
+
+test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-benchmark: $(VENV)/.installed
-	$(BIN)/python scripts/benchmark.py
-
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.run: EXTRAS := plots
+$(VENV)/.dev: EXTRAS := dev
+$(VENV)/.run $(VENV)/.dev: pyproject.toml
+	@echo "Installing eakd[$(EXTRAS)] and PyTorch into $(VENV): a few minutes, once, mostly downloading."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

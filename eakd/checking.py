@@ -268,16 +268,25 @@ def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
     """What becomes part of a run's path, before there is one."""
     check_number("seed", config.seed, at_least=0, integer=True)
     for key in ("data", "teacher", "student", "distiller"):
-        if not OmegaConf.is_missing(config[key], "name"):  # told when it is needed
+        if not OmegaConf.is_missing(config[key], "name"):
             check_name(f"{key}.name", config[key].get("name"))
     for key in ("output_root", "checkpoint_root"):
         check_folder(key, config[key])
     for key in ("save_teacher", "resume", "fold_batchnorm"):
         check_boolean(key, config[key])
-    check_folder("run_dir", config.run_dir)
     for key, (expected, ours) in PLACES.items():
         found = functools.reduce(dict.__getitem__, key.split("."), settings)
         if found != expected and not (key == "job.chdir" and found is False):
             raise UserError(
                 f"hydra.{key}: found {shortened(found)}, allowed is {ours.format(found)}"
             )
+    if not _has_missing(OmegaConf.to_container(config)):  # which is told when it is needed
+        check_folder("run_dir", config.run_dir)
+
+
+def _has_missing(node: Any) -> bool:
+    """Whether a value is still to be given (``???``), but for Hydra's own."""
+    if isinstance(node, dict | list):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return any(key != "hydra" and _has_missing(value) for key, value in items)
+    return node == "???"

@@ -75,7 +75,7 @@ CASES = {
     "timm's name in the zoo": ["teacher=vit_b", "teacher.input_size=32", "teacher.pretrained=null"],
     "own class": ["teacher._target_=eakd.models.resnet8", "teacher.name='my net'"],
     "own places": ["checkpoint_root='{tmp}/a, b=[c]'", "output_root='{tmp}/out put'"],
-    "added and removed": ["+teacher.published_bn_momentum=true", "~data.plan", "+data.note='1, 2'"],
+    "added and removed": ["+teacher.published_bn_momentum=true", "~data.plan", "~data.task"],
 }
 
 

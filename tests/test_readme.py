@@ -48,7 +48,7 @@ def run(words, **environment):
 
 def shrunk(words, tmp_path):
     """The same command on a few digits for one epoch, writing elsewhere."""
-    small = [re.sub(r"^data=.*", "data=digits", word) for word in words]
+    small = [re.sub(r"^data=.*", "data=digits_pool", word) for word in words]
     small = [word for word in small if not word.startswith(("data.root", "recipe.epochs"))]
     return [
         *small,
@@ -62,6 +62,7 @@ def test_every_training_command_of_the_readme_runs(tmp_path):
     assert len(TRAIN) >= 6
     for name in ("resnet20", "resnet32x4"):  # the teachers that the commands assume
         teacher = ["scripts/train.py", f"student={name}", "distiller=none", "save_teacher=true"]
+        teacher.append("data=digits_pool")
         result = run(shrunk(teacher, tmp_path))
         assert result.returncode == 0, result.stderr
     for words in TRAIN:
@@ -78,7 +79,7 @@ def test_every_training_command_of_the_readme_runs(tmp_path):
     result = run([word.replace("runs=outputs", f"runs={tmp_path}/outputs") for word in report])
     assert result.returncode == 0, result.stderr
     assert "ea_kd, entropy_temperature=2 | 3 |" in result.stdout and "| kd | 3 |" in result.stdout
-    result = run([report[0], f"runs={tmp_path}/outputs/digits/resnet20-resnet8/**"])
+    result = run([report[0], f"runs={tmp_path}/outputs/digits_pool/resnet20-resnet8/**"])
     assert result.returncode == 2 and "weighting.entropy_temperature" in result.stderr
     evaluate = next(words for words in README if words[0] == "scripts/evaluate.py")
     result = run([*evaluate, f"checkpoint_root={tmp_path / 'checkpoints'}"])
@@ -90,13 +91,12 @@ def test_every_reproduce_command_of_the_readme_runs(tmp_path):
     tables = [words for words in README if words[0] == "scripts/reproduce.py"]
     assert len(tables) >= 5
     for words in tables:
-        small = ["scale=smoke", "pairs=[resnet14-resnet8]", "methods=[kd,ea_kd]", "seeds=[0]"]
-        small += [f"output_root={tmp_path / 'outputs'}", f"checkpoint_root={tmp_path}"]
-        if "table=2" not in words:
-            small.remove("methods=[kd,ea_kd]")
-        named = [
-            word for word in words if word.partition("=")[0] not in ("scale", "pairs", "seeds")
-        ]
+        small = ["scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
+        small += ["methods=[kd,ea_kd]" if "table=2" in words else "methods=[kd]"]
+        small += ['overrides=["recipe.epochs=1"]', f"output_root={tmp_path / 'outputs'}"]
+        small += [f"checkpoint_root={tmp_path}"]
+        given = {word.partition("=")[0] for word in small}
+        named = [word for word in words if word.partition("=")[0] not in given]
         result = run([*named, *small])
         assert result.returncode == 0, (words, result.stderr)
         if not any(word.startswith("mode=") for word in words):
@@ -142,7 +142,7 @@ def test_every_training_command_composes(page):
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teacher = resnet20(num_classes=10)
-    save_weights(teacher, Path("checkpoints/digits/resnet20.safetensors"))
+    save_weights(teacher, Path("checkpoints/digits_pool/resnet20.safetensors"))
     first, notebook = blocks(ROOT / "README.md", "python")
     assert len(notebook.splitlines()) <= 16
     for block in (first, notebook):

@@ -6,6 +6,7 @@ import errno
 import logging
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +24,7 @@ from eakd.reproduce.speed import measure
 from eakd.reproduce.states import read_states
 from eakd.reproduce.table import load_table, make_table
 from eakd.reproduce.table_report import markdown, summarise, write_report
+from eakd.reproduce.table_report.provenance import full_length
 from eakd.reproduce.writing import insert_block
 from eakd.training.hints import config_dir_words
 
@@ -42,9 +44,12 @@ def reproduce(config: DictConfig) -> str:
     check_choice("mode", config.mode, MODES)
     check_choice("select", config.select, ("last", "best"))
     name = "nothing" if OmegaConf.is_missing(config, "table") else config.table
+    definition, pairs = load_table(name), plain(config.pairs)
+    if pairs is None and config.scale == "smoke":
+        pairs = definition["smoke_pairs"] or None
     table = make_table(
-        load_table(name),
-        pairs=plain(config.pairs),
+        definition,
+        pairs=None if pairs == "all" else pairs,
         methods=plain(config.methods),
         variants=plain(config.variants),
     )
@@ -96,7 +101,7 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
     name = f"table{plan.table.name}-{plan.protocol}-{plan.scale}"
     folder = Path(config.output_root) / "reports" / name
     report = summarise(
-        plan.table,
+        replace(plan.table, title=title(plan)),
         results,
         folder,
         select=config.select,
@@ -119,6 +124,16 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
     if config.into:  # without the links, which hold in the report's folder only
         insert_block(Path(config.into), name, markdown(report, level=2, runs=False))
     return text
+
+
+def title(plan: Plan) -> str:
+    """The table's title with what was run: data set, and scale and epochs if not the paper's."""
+    changes = [] if plan.scale == "paper" else [f"scale={plan.scale}"]
+    if not all(full_length(plan.table, cell, job.epochs) for cell, job in plan.each()):
+        lengths = sorted({job.epochs for job in plan.students})
+        changes.append(f"{', '.join(map(str, lengths))} epochs")
+    text = f"{plan.about_data} ({', '.join(changes)})" if changes else plan.about_data
+    return plan.table.title.replace("{data}", text)
 
 
 def _command(config: DictConfig) -> str:

@@ -310,7 +310,10 @@ def _left_out_lines(left_out: Mapping[Path, str], runs: Sequence[Any], shown: in
 def plot_curves(
     runs: list[dict[str, Any]], path: Path, by: Sequence[str] = ("method",)
 ) -> list[str]:
-    """Draw the test metric over epochs: the mean of each method's seeds and the band they span.
+    """Draw the test metric over epochs: the mean of each method's seeds ± one standard deviation.
+
+    The first third of the epochs is left out, and the axis begins at the means of the last third,
+    so that methods can be told apart. A dashed line is the teacher, if all runs have the same.
 
     Returns:
         Warnings: runs that are not in the picture because their ``metrics.jsonl`` is damaged.
@@ -335,23 +338,37 @@ def plot_curves(
             continue
         curves[label(run, by)].append({line["epoch"]: line[f"test_{metric}"] for line in lines})
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    shown, starts = [], []
     for name, values in curves.items():
         epochs = sorted(set.intersection(*map(set, values)))  # that all seeds were evaluated after
         stacked = np.array([[curve[epoch] for epoch in epochs] for curve in values])
         text = one_line(name).replace("$", r"\$")  # no formula
-        (line,) = axes.plot(epochs, stacked.mean(axis=0), label=f"{text} (n = {len(values)})")
-        axes.fill_between(
-            epochs, stacked.min(axis=0), stacked.max(axis=0), alpha=0.15, color=line.get_color()
-        )
+        mean = stacked.mean(axis=0)
+        (line,) = axes.plot(epochs, mean, label=f"{text} (n = {len(values)})")
+        if len(values) > 1:
+            spread = stacked.std(axis=0, ddof=1)
+            look = {"alpha": 0.15, "color": line.get_color(), "linewidth": 0}
+            axes.fill_between(epochs, mean - spread, mean + spread, **look)
+        shown += mean[2 * len(mean) // 3 :].tolist()
+        starts += epochs[len(epochs) // 3 :][:1]
+    taught = {run[f"teacher_{metric}"] for run in runs if f"teacher_{metric}" in run}
+    if len(taught) == 1:
+        axes.axhline(*taught, color="0.4", linestyle="--", linewidth=1, label="teacher")
+        shown += taught
+    if shown:
+        axes.set_xlim(left=min(starts))
+        margin = 0.05 * (max(shown) - min(shown)) or 1.0
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"test {heading}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(edgecolor="none", framealpha=0.9)
     kinds = figure.canvas.get_supported_filetypes()
     try:
         check_choice("plot", path.suffix.removeprefix(".") or "png", kinds)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=110)
     finally:
         plt.close(figure)
     return warnings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -38,26 +38,33 @@ def check_overrides(overrides: Any, table: Table) -> list[str]:
         UserError: no list of texts ``KEY=VALUE`` with one value each, or a key that the table's
             cells, its data set or another key of ``configs/reproduce.yaml`` decides.
     """
+    of_cells = {read(text).key_or_group for cell in table.cells for text in cell.overrides}
+    return check_each(overrides, dict.fromkeys(of_cells, "variants=[…]") | INSTEAD)
+
+
+def check_each(overrides: Any, instead: Mapping[str, str]) -> list[str]:
+    """``overrides`` as a list; ``instead`` has the keys that are set elsewhere, and where.
+
+    Raises:
+        UserError: no list of texts ``KEY=VALUE`` with one value each, or one of those keys.
+    """
     if not isinstance(overrides, list | tuple):
         raise UserError(
             f"overrides: found {overrides!r}, allowed is a list: 'overrides=[\"KEY=VALUE\"]'"
         )
-    of_cells = {read(text).key_or_group for cell in table.cells for text in cell.overrides}
-    instead = dict.fromkeys(of_cells, "variants=[…]") | INSTEAD
     for text in overrides:
         if not isinstance(text, str):
             raise UserError(f'overrides: found {text!r}, allowed is a quoted text: "KEY=VALUE"')
         override = read(text)
         if override.is_sweep_override():
             raise UserError(
-                f"overrides: found several values in {text!r}, allowed is one: a table's runs "
-                "differ in what the table says"
+                f"overrides: found several values in {text!r}, allowed is one, for all runs alike"
             )
         key = override.key_or_group
         if key in instead:
             raise UserError(
-                f"overrides: found {text!r}, but this table's runs get {key} from elsewhere, "
-                f"allowed is {instead[key]}"
+                f"overrides: found {text!r}, but these runs get {key} from elsewhere, allowed is "
+                f"{instead[key]}"
             )
     return list(overrides)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +89,7 @@ class Plan:
 
     Attributes:
         about_scale: what ``scale`` stands for, in words.
+        about_data: what people call the data set, from its file.
         teachers: runs that train the teachers that were not found.
         cells: ``{cell: {seed: job}}``; cells may share a job.
     """
@@ -97,6 +98,7 @@ class Plan:
     protocol: str
     scale: str
     about_scale: str
+    about_data: str
     seeds: tuple[int, ...]
     teachers: tuple[Job, ...]
     cells: dict[Cell, dict[int, Job]]
@@ -107,6 +109,10 @@ class Plan:
         jobs = [by_seed[seed] for seed in self.seeds for by_seed in self.cells.values()]
         return list({job.directory: job for job in jobs}.values())
 
+    def each(self) -> Iterator[tuple[Cell, Job]]:
+        """Every cell with each of its runs."""
+        return ((cell, job) for cell, by_seed in self.cells.items() for job in by_seed.values())
+
     @property
     def jobs(self) -> list[Job]:
         return [*self.teachers, *self.students]
@@ -115,8 +121,8 @@ class Plan:
 def make_plan(
     table: Table,
     *,
-    seeds: Sequence[int],
-    protocol: str = "authors",
+    seeds: Sequence[int] | None = None,
+    protocol: str | None = None,
     scale: str = "paper",
     overrides: Sequence[str] = (),
     output_root: str = "outputs",
@@ -125,6 +131,7 @@ def make_plan(
     """Find the run of each cell and seed.
 
     Args:
+        seeds, protocol: ``None`` for the table's own.
         overrides: of every run, such as ``data.root=PATH``; see `check_overrides`.
         checkpoint_root: where teachers are; by default ``checkpoints``, and below it a folder for
             the teachers that another ``scale`` trains.
@@ -133,6 +140,8 @@ def make_plan(
         UserError: an unknown protocol or scale, an override that contradicts the table or that a
             run does not accept, a scale that the table's data set does not offer.
     """
+    seeds = table.seeds if seeds is None else seeds
+    protocol = table.protocol if protocol is None else protocol
     check_choice("protocol", protocol, PROTOCOLS)
     check_choice("scale", scale, SCALES)
     if not isinstance(seeds, list | tuple | range) or not seeds:
@@ -144,7 +153,7 @@ def make_plan(
     overrides = check_overrides(overrides, table)
     root = checkpoint_root or ("checkpoints" if scale == "paper" else f"checkpoints/{scale}")
     if scale == "smoke":
-        common, epochs, about = _smoke(table)
+        table, common, epochs, about = _smoke(table)
     else:
         common, epochs, about = [f"data={table.data}"], None, ABOUT[scale]
         if protocol != "default":
@@ -172,26 +181,33 @@ def make_plan(
         for name, config in needed.items()
         if not _has_teacher(config)
     ]
-    return Plan(table, protocol, scale, about, seeds, tuple(teachers), cells)
+    about_data = (plain(config.data.get("plan")) or {}).get("title", config.data.name)
+    return Plan(table, protocol, scale, about, about_data, seeds, tuple(teachers), cells)
 
 
-def _smoke(table: Table) -> tuple[list[str], int, str]:
-    """Overrides, epochs and a description of ``scale=smoke``, as the table's data set has them.
+def _smoke(table: Table) -> tuple[Table, list[str], int | None, str]:
+    """What ``scale=smoke`` makes of a table, as its data set's file says.
+
+    Returns:
+        The table on other data, where the paper's numbers mean nothing; overrides; epochs, ``None``
+        for the recipe's own; a description.
 
     Raises:
-        UserError: its file says nothing.
+        UserError: the file says nothing.
     """
     plan = plain(compose([f"data={table.data}"]).data.get("plan")) or {}
-    for key in ("smoke", "smoke_epochs"):
-        if key not in plan:
-            raise UserError(
-                f"scale: found smoke, but no plan.{key} in the file of data={table.data}, allowed "
-                "is paper or short"
-            )
-    network = [f"teacher.{key}={written(value)}" for key, value in table.smoke_teacher.items()]
-    text = plan.get("smoke_text", f"{plan['smoke_epochs']} epochs with {' '.join(plan['smoke'])}")
-    about = f"{text}, whatever the table's data set"
-    return [*plan["smoke"], *network], plan["smoke_epochs"], about
+    if "smoke" not in plan:
+        raise UserError(
+            f"scale: found smoke, but no plan.smoke in the file of data={table.data}, allowed "
+            "is paper or short"
+        )
+    words, epochs = plan["smoke"], plan.get("smoke_epochs")
+    data = [text.removeprefix("data=") for text in words if text.startswith("data=")]
+    cells = tuple(replace(cell, paper={}) for cell in table.cells)
+    length = f"{epochs} epochs with " if epochs else ""
+    about = f"{plan.get('smoke_text', length + ' '.join(words))}, whatever the table's data set"
+    table = replace(table, data=(data or [table.data])[0], cells=cells)
+    return table, words, epochs, about
 
 
 def _compose(table: Table, common: list[str]) -> Iterator[tuple[Cell, DictConfig]]:
@@ -225,13 +241,13 @@ def _scale(
     """Shorten a config; also what does the same on a command line.
 
     Args:
-        epochs: of ``scale=smoke``.
+        epochs: of ``scale=smoke``, ``None`` for the recipe's own.
         overrides: of every run.
 
     Raises:
         UserError: one of them sets what the scale sets.
     """
-    if scale == "paper":
+    if scale == "paper" or (scale == "smoke" and epochs is None):
         return config, []
     recipe, method = config.recipe, config.distiller
     epochs = epochs or max(2, round(recipe.epochs * SHORT))
@@ -300,8 +316,10 @@ def _has_teacher(config: DictConfig) -> bool:
 def _teacher_job(
     name: str, config: DictConfig, table: Table, common: list[str], scale: str, epochs: int | None
 ) -> Job:
-    """The run that trains a teacher as ``docs/recipes.md`` says."""
-    overrides = [f"student={name}", *method_overrides("none", table.group), *of_teacher(common)]
+    """The run that trains a teacher as ``docs/recipes.md`` says, or its data set's file."""
+    overrides = [f"student={name}", *method_overrides("none", table.group)]
+    own = (plain(config.data.get("plan")) or {}).get("teacher", [])
+    overrides += [*own, *of_teacher(common)]
     if "pretrained" in config.teacher and scale != "smoke":
         overrides = [text for text in overrides if not text.startswith("recipe=")]
         overrides += ["recipe=finetune", "student.pretrained=true"]

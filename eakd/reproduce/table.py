@@ -14,7 +14,7 @@ import yaml
 
 from eakd.composing import options
 from eakd.config import base_method
-from eakd.errors import UserError, check_choice, shortened
+from eakd.errors import UserError, check_choice, check_number, shortened
 from eakd.places import config_folders, read_yaml
 
 AXES = ("pair", "method", "variant", "metric")
@@ -31,7 +31,9 @@ DEFAULTS: Mapping[str, Any] = {
     "group": "",
     "variants": {},
     "gains": [],
-    "smoke_teacher": {},
+    "smoke_pairs": [],
+    "protocol": "authors",
+    "seeds": [0, 1, 2, 3, 4],
 }
 OF_ALL = ("data", "recipe", "seed")  # what no variant sets
 
@@ -66,13 +68,14 @@ class Table:
     """A table, narrowed to what was asked for.
 
     Attributes:
+        title: ``{data}`` in it stands for the data set, see `make_plan`.
         rows, columns: the axis (`AXES`) that is written down the side and along the top.
         metrics: names of those that the runs measure; higher is better.
         quantity, quantities: what sentences call a metric's value, and several: ``accuracy``.
         unit: of the metrics, ``%`` or a word; ``""`` for none.
         group: of ``distiller``, in which the table's methods are: ``language/``; mostly ``""``.
         gains: pairs ``(a, b)`` of methods or variants; the gain of ``a`` over ``b`` is reported.
-        smoke_teacher: model keys of teachers that are too large for ``scale=smoke``.
+        protocol, seeds: what is planned where nothing else is said.
     """
 
     name: str
@@ -90,7 +93,13 @@ class Table:
     variants: tuple[str, ...]
     gains: tuple[tuple[str, str], ...]
     cells: tuple[Cell, ...]
-    smoke_teacher: Mapping[str, Any]
+    protocol: str
+    seeds: tuple[int, ...]
+
+    @property
+    def in_paper(self) -> bool:
+        """Whether the paper prints any of the cells."""
+        return any(cell.paper for cell in self.cells)
 
     def at(self, **where: str) -> list[Cell]:
         """The cells with these values of ``pair``, ``method``, ``variant``."""
@@ -168,9 +177,13 @@ def _check(definition: Mapping[str, Any], name: str) -> None:
     check_choice("name", definition["name"], [name])  # reports are called by it
     for key, other in (("rows", "columns"), ("columns", "rows")):
         check_choice(key, definition[key], [axis for axis in AXES if axis != definition[other]])
-    for pair in definition["pairs"]:
-        if pair.count("-") != 1:
-            raise UserError(f"pairs: found {shortened(pair)}, allowed is TEACHER-STUDENT")
+    for key in ("pairs", "smoke_pairs"):
+        pairs = definition[key]
+        for pair in pairs if isinstance(pairs, list) else [pairs]:
+            if not isinstance(pair, str) or pair.count("-") != 1:
+                raise UserError(f"{key}: found {shortened(pair)}, allowed is TEACHER-STUDENT")
+    for seed in definition["seeds"] if isinstance(definition["seeds"], list) else [None]:
+        check_number("seeds", seed, at_least=0, integer=True)
     variants, gains = definition["variants"], definition["gains"]
     if not isinstance(variants, dict) or not all(map(_texts, variants.values())):
         raise UserError(
@@ -190,11 +203,6 @@ def _check(definition: Mapping[str, Any], name: str) -> None:
                 f"gains: found {shortened(gain)}, allowed is a list of pairs [A, B] of "
                 f"{', '.join([*definition['methods'], *variants])}"
             )
-    if not isinstance(definition["smoke_teacher"], dict):
-        raise UserError(
-            f"smoke_teacher: found {shortened(definition['smoke_teacher'])}, allowed are lines "
-            "KEY: VALUE of a model"
-        )
 
 
 def _texts(value: object) -> bool:
@@ -258,7 +266,8 @@ def make_table(
             if a != b
         ),
         cells=tuple(cells),
-        smoke_teacher=definition["smoke_teacher"],
+        protocol=definition["protocol"],
+        seeds=tuple(definition["seeds"]),
     )
 
 

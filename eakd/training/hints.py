@@ -36,10 +36,11 @@ def teacher_overrides(config: DictConfig) -> list[str]:
     network = raw["teacher"] if "teacher" in raw else raw["model"]
     network.pop("checkpoint", None)
     words = [
-        *_group_words("data", raw["data"]),
-        *_group_words("student", network),
+        *group_words("data", raw["data"]),
+        *group_words("student", network),
         "distiller=none",
         "save_teacher=true",
+        *((raw["data"].get("plan") or {}).get("teacher") or ()),  # of its own, more images, say
     ]
     default = OmegaConf.to_container(compose())
     for key in ("output_root", "checkpoint_root"):
@@ -53,7 +54,7 @@ def config_dir_words() -> list[str]:
     return [f"--config-dir={folder}" for folder in config_folders()[1:]]
 
 
-def _group_words(group: str, node: dict[str, Any]) -> list[str]:
+def group_words(group: str, node: dict[str, Any]) -> list[str]:
     """The overrides that compose ``node``: a choice of the group, then what differs from it."""
     name, choices = str(node.get("name")), options(group)
     # Something else may be called as a choice is, and a choice not as its file is.

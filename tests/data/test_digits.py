@@ -43,12 +43,30 @@ def test_split_depends_on_its_seed_only():
     assert digits(seed=1).fingerprint != digits().fingerprint
 
 
+def test_a_teacher_learns_from_more_and_nobody_from_test_images():
+    """The first few of the pool are its students', whose test set is the teacher's."""
+
+    def pixels(images):
+        return {image.tobytes() for image in images}
+
+    few, many = digits(pool_per_class=100), digits(train_per_class=100, pool_per_class=100)
+    assert np.array_equal(few.test_images, many.test_images) and len(few.test_images) == 797
+    assert len(few.train_images) == 100 and len(many.train_images) == 1000
+    assert pixels(few.train_images) < pixels(many.train_images)
+    assert not pixels(many.train_images) & pixels(many.test_images)
+    assert np.array_equal(few.train_images, digits().train_images)
+    assert few.fingerprint != digits().fingerprint
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"image_size": 7}, "image_size: found 7"),
         ({"train_per_class": 0}, "train_per_class: found 0"),
         ({"train_per_class": 174}, "train_per_class: found 174.*<= 173"),
+        ({"train_per_class": 11, "pool_per_class": 10}, "train_per_class: found 11.*<= 10"),
+        ({"pool_per_class": 174}, "pool_per_class: found 174.*<= 173"),
+        ({"pool_per_class": 0}, "pool_per_class: found 0"),
         ({"seed": -1}, "seed: found -1"),
     ],
 )

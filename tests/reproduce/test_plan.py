@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from eakd.composing import compose
 from eakd.config import method_files
 from eakd.errors import UserError
+from eakd.reproduce.command import title
 from eakd.reproduce.plan import STATES, State, make_plan
 from eakd.reproduce.progress import describe_plan, estimate
 from eakd.reproduce.speed import measure
 from eakd.reproduce.states import read_states, state_of
-from eakd.reproduce.table import load_table, make_table
+from eakd.reproduce.table import load_table, make_table, table_names
 from eakd.training.lock import RunLock
 from eakd.training.reading import checksum
 from eakd.training.run import run
@@ -34,18 +35,22 @@ def plan_of(name, tmp_path, **settings):
 @pytest.mark.parametrize(
     ("protocol", "scale"), [("authors", "paper"), ("common", "short"), ("authors", "smoke")]
 )
-@pytest.mark.parametrize("name", ["1", "2", "3", "4", "7", "8", "control"])
+@pytest.mark.parametrize("name", table_names())
 def test_planned_directories_are_those_of_the_command_lines(name, scale, protocol, tmp_path):
     plan = plan_of(name, tmp_path, scale=scale, protocol=protocol, seeds=[3])
     # Every fourth: Hydra takes a tenth of a second for each.
     for job in plan.jobs[::4]:
-        assert f"data={'digits' if scale == 'smoke' else plan.table.data}" in job.overrides
+        assert f"data={plan.table.data}" in job.overrides
         assert Path(compose(list(job.overrides)).run_dir) == job.directory
+
+
+# What a table had when the directories were written down; it has more now.
+EARLIER = {"control": {"methods": ["kd"], "variants": ["uniform", "matched", "ea", "ea_100"]}}
 
 
 def directories(name, protocol="authors", scale="paper"):
     plan = make_plan(
-        make_table(load_table(name)),
+        make_table(load_table(name), **EARLIER.get(name, {})),
         seeds=range(5),
         protocol=protocol,
         scale=scale,
@@ -173,7 +178,7 @@ def test_teachers_of_other_scales_are_kept_apart(tmp_path, monkeypatch):
     assert places == {
         "paper": Path("checkpoints/cifar100/resnet32x4.safetensors"),
         "short": Path("checkpoints/short/cifar100/resnet32x4.safetensors"),
-        "smoke": Path("checkpoints/smoke/digits/resnet32x4.safetensors"),
+        "smoke": Path("checkpoints/smoke/digits_pool/resnet32x4.safetensors"),
     }
     places["short"].parent.mkdir(parents=True)
     places["short"].touch()
@@ -211,14 +216,16 @@ def one(tmp_path, tiny_with_teacher):
     """The plan of one tiny run, and how to train it."""
     overrides = [text for text in tiny_with_teacher if text.startswith(("data.", "recipe."))]
     root = next(text for text in tiny_with_teacher if text.startswith("checkpoint_root="))
+    teacher = Path(root.partition("=")[2]) / "digits" / "resnet8.safetensors"
     plan = plan_of(
-        "control",
+        "8",
         tmp_path,
         scale="smoke",
         pairs=["resnet8-resnet8"],
+        methods=["kd"],
         variants=["ea"],
         seeds=[5],
-        overrides=[text for text in overrides if not text.startswith("recipe.epochs")],
+        overrides=[*overrides, f"teacher.checkpoint={teacher}"],
         checkpoint_root=root.partition("=")[2],
     )
     (job,) = plan.jobs
@@ -368,9 +375,7 @@ def test_the_default_protocol_is_the_data_sets_own(own_configs, tmp_path):
 @pytest.mark.parametrize(
     ("scale", "override"),
     [
-        ("smoke", "recipe.epochs=7"),
-        ("smoke", "++recipe.epochs=7"),
-        ("smoke", "recipe.warmup_epochs=1"),
+        ("short", "++recipe.epochs=7"),
         ("short", "recipe.epochs=100"),
         ("short", "recipe.milestones=[3,5]"),
         ("short", "distiller.warmup=5"),
@@ -406,3 +411,37 @@ def test_runs_of_another_teacher_or_other_data_are_stale(one, tmp_path):
     assert state(teacher_digest=None).name == "done"  # of an earlier version
     (found,) = estimate(plan, {job.directory: stale}, tmp_path) or [None]
     assert found.known == 0  # trained again only when told
+
+
+def test_a_smoke_test_has_a_teacher_that_learned_from_more(tmp_path):
+    plan = plan_of("2", tmp_path, scale="smoke", pairs=["resnet20-resnet8"], seeds=[0])
+    (teacher,) = plan.teachers
+    assert teacher.identified["data"]["train_per_class"] == 100
+    assert {job.identified["data"]["train_per_class"] for job in plan.students} == {10}
+    assert {job.epochs for job in plan.students} == {30}
+    assert not plan.table.in_paper and plan.table.data == "digits_pool"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("2", {}, "CIFAR-100, top-1 accuracy (%)"),
+        ("3", {}, "Tiny-ImageNet, top-1 and top-5 accuracy (%)"),
+        ("2", {"scale": "short"}, "CIFAR-100 (scale=short, 12, 24 epochs), top-1 accuracy (%)"),
+        ("2", {"protocol": "common"}, "CIFAR-100 (240 epochs), top-1 accuracy (%)"),
+        ("2", {"scale": "smoke"}, "embedded digits (scale=smoke, 30 epochs), top-1 accuracy (%)"),
+    ],
+)
+def test_a_title_says_what_was_run(name, settings, expected, tmp_path):
+    narrow = {"pairs": ["resnet32x4-resnet8x4"], "methods": ["kd", "mld"]}
+    assert title(plan_of(name, tmp_path, **narrow, **settings)) == expected
+
+
+def test_a_table_may_bring_protocol_and_seeds(tmp_path):
+    narrow = {"methods": ["kd"], "variants": ["uniform", "ea"]}
+    plan = make_plan(make_table(load_table("control_digits"), **narrow), output_root=str(tmp_path))
+    assert (plan.protocol, plan.seeds) == ("default", tuple(range(10)))
+    assert {job.epochs for job in plan.students} == {30}
+    assert (
+        title(plan) == "Which samples, or how much? embedded digits (30 epochs), top-1 accuracy (%)"
+    )

@@ -20,8 +20,9 @@ from eakd.config import ROOT
 
 SCRIPT = [sys.executable, str(ROOT / "scripts" / "reproduce.py")]
 WORKERS = ["hydra/launcher=workers", "hydra.launcher.n_jobs=2"]
-# The `control` table of two small networks: four runs a seed, and one teacher.
-SMALL = ["table=control", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0,1]"]
+QUICK = ["scale=smoke", 'overrides=["recipe.epochs=2"]']
+# Four runs a seed, and one teacher.
+SMALL = ["table=8", *QUICK, "pairs=[resnet14-resnet8]", "methods=[kd]", "seeds=[0,1]"]
 
 
 def start(folder, *words):
@@ -69,7 +70,7 @@ def small(tmp_path_factory):
 def test_the_table_comes_out(small):
     folder, output = small
     assert len(finished(folder)) == 9
-    files = report(folder, "tablecontrol-authors-smoke")
+    files = report(folder, "table8-authors-smoke")
     assert set(files) == {f"report.{kind}" for kind in ("md", "tex", "csv", "html", "svg")}
     assert "8 of 8 runs are finished" in output
     for path in finished(folder):
@@ -103,13 +104,20 @@ def test_plan_and_status_and_report_change_nothing(small):
     assert "8 of 12 runs are finished" in partial
 
 
+def test_a_smoke_test_has_one_pair_or_all_or_any(tmp_path):
+    words = ["table=2", "scale=smoke", "methods=[kd]", "seeds=[0]", "mode=plan"]
+    assert "2 runs, 1 of them teachers" in reproduce(tmp_path, *words)
+    assert "12 runs, 5 of them teachers" in reproduce(tmp_path, *words, "pairs=all")
+    assert "2 runs, 1 of them teachers" in reproduce(tmp_path, *words, "pairs=[vgg13-vgg8]")
+
+
 def test_the_report_goes_into_a_document(small):
     folder, _ = small
-    name = "tablecontrol-authors-smoke"
+    name = "table8-authors-smoke"
     (folder / "results.md").write_text(f"# Ours\n<!-- begin {name} -->\n<!-- end {name} -->\nEnd\n")
     reproduce(folder, *SMALL, "mode=report", "into=results.md")
     text = (folder / "results.md").read_text()
-    assert text.startswith("# Ours\n") and text.endswith("End\n") and "| matched |" in text
+    assert text.startswith("# Ours\n") and text.endswith("End\n") and "| uniform |" in text
     output = reproduce(folder, *SMALL, "mode=report", "into=nothing.md", status=2)
     assert output.splitlines()[-1].startswith("error: nothing.md: found no block")
 
@@ -135,7 +143,7 @@ def test_a_failed_run_is_named_and_retried(tmp_path):
 
 
 def test_students_of_a_failed_teacher_wait_and_others_go_on(tmp_path):
-    words = ["table=control", "scale=smoke", "variants=[uniform]", "seeds=[0]"]
+    words = ["table=8", *QUICK, "methods=[kd]", "variants=[uniform]", "seeds=[0]"]
     words.append("pairs=[resnet14-resnet8,resnet20-resnet8]")
     planned = reproduce(tmp_path, *words, "mode=plan", "verbose=true")
     victim = next(line for line in planned.splitlines() if "teacher resnet14" in line)
@@ -143,16 +151,16 @@ def test_students_of_a_failed_teacher_wait_and_others_go_on(tmp_path):
     directory.mkdir(parents=True)
     (directory / "config.json").write_text("{}")
     output = reproduce(tmp_path, *words, status=2)
-    assert "runs that need these teachers wait: checkpoints/smoke/digits/resnet14" in output
+    assert "runs that need these teachers wait: checkpoints/smoke/digits_pool/resnet14" in output
     assert sorted(path.parts[-3] for path in finished(tmp_path)) == ["kd", "none"]
     assert (directory / "config.json").read_text() == "{}"
     assert not (directory / "status.json").exists()
 
 
 def test_a_lock_from_another_machine_is_respected(tmp_path):
-    words = ["table=control", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
+    words = [*SMALL[:-1], "seeds=[0]"]
     planned = reproduce(tmp_path, *words, "mode=plan", "verbose=true")
-    victim = next(line for line in planned.splitlines() if "kd matched" in line)
+    victim = next(line for line in planned.splitlines() if "kd interaction" in line)
     lock = tmp_path / victim.partition("(")[2].partition(")")[0] / "lock.json"
     lock.parent.mkdir(parents=True)
     owner = {"host": "node7", "system": "x", "pid": 1, "started": "5", "token": "abc"}
@@ -165,23 +173,23 @@ def test_a_lock_from_another_machine_is_respected(tmp_path):
     assert process.returncode == 2 and len(finished(tmp_path)) == 4
     assert "(1 running)" in output.splitlines()[-1]
     status = reproduce(tmp_path, *words, "mode=status")
-    assert "running     kd matched" in status and "process 1 on node7" in status
+    assert "running     kd interaction" in status and "process 1 on node7" in status
     assert json.loads(lock.read_text()) == owner
 
 
 def test_runs_of_another_teacher_are_shown_and_trained_again_when_told(tmp_path):
-    words = ["table=control", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
+    words = [*SMALL[:-1], "seeds=[0]"]
     reproduce(tmp_path, *words, "variants=[uniform,ea]")
     (teacher,) = tmp_path.glob("checkpoints/**/resnet14.safetensors")
     weights = load_file(teacher)
     save_file({k: v * 1.5 if k == "fc.weight" else v for k, v in weights.items()}, teacher)
-    words.append("variants=[uniform,ea,matched]")
+    words.append("variants=[uniform,ea,base]")
     plan = reproduce(tmp_path, *words, "mode=plan")
     assert "2 stale, 1 to do" in plan and plan.count(" 1s\n") == 2
     before = {path: path.read_bytes() for path in finished(tmp_path)}
     output = reproduce(tmp_path, *words, status=2)
     assert "(2 stale)" in output.splitlines()[-1]
-    assert "| uniform | – (0 of 1, 1 stale) |" in output and "Warning: 2 runs stale" in output
+    assert "| kd | – (0 of 1, 1 stale) |" in output and "Warning: 2 runs stale" in output
     (written,) = tmp_path.glob("outputs/reports/*/report.md")
     assert written.read_text().count(": stale: made with another teacher") == 2
     assert all(path.read_bytes() == text for path, text in before.items())
@@ -210,7 +218,7 @@ def test_what_may_only_be_read_is_reported(small):
         shutil.rmtree(copy / "outputs" / "reports", ignore_errors=True)
         for path in (copy.parent, copy, *copy.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
-        closed = min(copy.glob("outputs/digits/*/kd+matched/seed0-*"))
+        closed = min(copy.glob("outputs/digits_pool/*/kd+interaction/seed0-*"))
         closed.chmod(0)
 
         def command(script, *words):
@@ -229,8 +237,8 @@ def test_what_may_only_be_read_is_reported(small):
             output = command("reproduce.py", *SMALL, "mode=status")
             (line,) = [line for line in output.splitlines() if line.startswith("  damaged  ")]
             assert f"{closed.relative_to(copy)}/config.json: found no readable file" in line
-            output = command("report.py", "runs='outputs/digits/*/kd*/**'", "by=[method]")
-            assert "| kd+matched | 1 |" in output
+            output = command("report.py", "runs='outputs/digits_pool/*/kd*/**'", "by=[method]")
+            assert "| kd+interaction | 1 |" in output
             assert re.search(r"Left out: 1 of \d+ runs \(1 damaged\)", output)
         finally:
             for path in (copy.parent, copy, closed, *copy.rglob("*")):
@@ -255,7 +263,7 @@ def test_a_method_of_ones_own(launcher, tmp_path, monkeypatch):
     )
     (tmp_path / "mine_of_tests.py").write_text(METHOD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    words = ["--config-dir", "my configs", "table=2", "scale=smoke", "seeds=[0]", *launcher]
+    words = ["--config-dir", "my configs", "table=2", *QUICK, "seeds=[0]", *launcher]
     words += ["pairs=[resnet14-resnet8]", "methods=[mine,ea_mine,mine+matched]"]
     output = reproduce(tmp_path, *words)
     assert "3 of 3 runs are finished" in output and "| ea_mine − mine |" in output
@@ -285,7 +293,7 @@ def test_two_processes_share_the_work(tmp_path):
 @pytest.mark.slow
 def test_killed_three_times_the_report_is_that_of_an_undisturbed_run(tmp_path):
     """All fourteen methods of Table 2, two seeds, two workers; the whole process tree killed."""
-    words = ["table=2", "scale=smoke", "pairs=[resnet20-resnet8]", "seeds=[0,1]", *WORKERS]
+    words = ["table=2", *QUICK, "seeds=[0,1]", *WORKERS]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
@@ -315,8 +323,14 @@ def test_killed_three_times_the_report_is_that_of_an_undisturbed_run(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "error: table: found 'nothing', allowed is one of 1, 2, 3, 4, 7, 8, control"),
-        (["table=5"], "error: table: found '5', allowed is one of 1, 2, 3, 4, 7, 8, control"),
+        (
+            [],
+            "error: table: found 'nothing', allowed is one of 1, 2, 3, 4, 7, 8, control, ",
+        ),
+        (
+            ["table=5"],
+            "error: table: found '5', allowed is one of 1, 2, 3, 4, 7, 8, control, ",
+        ),
         (["table=1", "mode=go"], "error: mode: found 'go', allowed is one of plan, run, status"),
         (["table=1", "pairs=[a-b]"], "error: pairs: found 'a-b', allowed is one of resnet32x4-"),
         (["table=1", "methods=[xkd]"], "error: methods: found 'xkd', allowed is one of kd, ctkd"),

@@ -177,7 +177,7 @@ def test_a_step_without_any_region_costs_nothing():
         ("toys.language.Nothing", "data.task: found 'toys.language.Nothing'"),
         ("toys.language.Text", "data.task"),
         ("collections.OrderedDict", "allowed is anything but Python's own library"),
-        ("eakd.training.Recipe", "has no metrics, build, inputs, measure, evaluate, export"),
+        ("eakd.training.Recipe", "has no build, inputs, measure, evaluate, export, metrics"),
     ],
 )
 def test_what_is_no_task_is_named(name, words):

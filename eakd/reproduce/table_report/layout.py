@@ -58,12 +58,14 @@ def describe(report: Report) -> str:
     # With a validation split, the best epoch is chosen there and its value on test is shown.
     chosen = " and ".join(report.selection) or "test"
     quantity = report.table.quantity
+    separately = ", for the paper and ours separately" if report.table.in_paper else ""
+    paper = "Paper: its mean of five runs. " if report.table.in_paper else ""
     return (
-        f"{finished} of {len(report.runs)} runs are finished. Paper: its mean of five runs. Ours: "
+        f"{finished} of {len(report.runs)} runs are finished. {paper}Ours: "
         f"test {quantity}{_unit(report.table.unit)}, mean ± sample standard deviation over seeds, "
         "in brackets how many seeds. Last: after the final epoch. Best: of the epoch with the "
         f"highest {quantity} on the {chosen} split. Bold is the best, underlined the second best "
-        "among a pair's methods, or a method's variants, for the paper and ours separately. Gains "
+        f"among a pair's methods, or a method's variants{separately}. Gains "
         "are paired seed by seed, with a two-sided t-test, corrected by Holm's method over the "
         "tests of this table; noise is a corrected p of 0.05 or more."
     )
@@ -167,7 +169,7 @@ def _our_score(report: Report, entry: Entry, which: str) -> Text:
 
 def _paper_grid(report: Report) -> Grid:
     """The paper's number, ours and the difference below each other; of a table of its own, ours."""
-    if not any(cell.paper for cell in report.table.cells):
+    if not report.table.in_paper:
         return _our_grid(report, report.select)
     columns, laid_out = _laid_out(report)
     rows = []
@@ -216,6 +218,8 @@ def _gains_grid(report: Report) -> Grid:
         )
         rows.append(((" − ".join(gain.names), ", ".join(place)), tuple(map(Text, texts))))
     columns = ("ours", "95 % interval", "seeds", "p", "Holm p", "verdict", "paper")
+    if not report.table.in_paper:
+        columns, rows = columns[:-1], [(labels, texts[:-1]) for labels, texts in rows]
     unit = _unit(report.table.unit, "percentage points")
     title = f"Gains, {report.select} epoch{',' if unit else ''}{unit}"
     return Grid(title, ("gain", "at"), columns, tuple(rows))

@@ -345,6 +345,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def _averages(table: Table, gains: Sequence[Gain]) -> tuple[Average, ...]:
     averages = []
+    if not table.in_paper:
+        return ()
     for name, printed in paper_numbers()["average_gains"].get(table.name, {}).items():
         meant = [gain for gain in gains if name in ("all", gain.cell.method, gain.metric)]
         done = [gain for gain in meant if gain.mean is not None]

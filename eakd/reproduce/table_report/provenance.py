@@ -34,7 +34,7 @@ class Finished(Protocol):
 def notes(table: Table, runs: Sequence[Finished]) -> Iterator[str]:
     """What a reader must know before comparing numbers, a line each."""
     yield from (f"Warning: {text}" for text in _warnings(table, runs))
-    for note in paper_numbers()["notes"]:
+    for note in paper_numbers()["notes"] if table.in_paper else ():
         named = " ".join(re.findall(r"Tables? ((?:, | and |\d+)+)", note))
         if table.name in re.findall(r"\d+", named):
             yield f"Note on the paper: {note}"
@@ -70,6 +70,11 @@ def _warnings(table: Table, runs: Sequence[Finished]) -> Iterator[str]:
 def has_authors_protocol(data: str) -> bool:
     """Whether a data set is the paper's, so that ``recipe=authors`` is its own recipe."""
     return compose([f"data={data}"]).recipe.name == "authors"
+
+
+def full_length(table: Table, cell: Cell, epochs: int) -> bool:
+    """Whether a run is as long as the one behind the paper's number."""
+    return has_authors_protocol(table.data) and epochs == paper_epochs(table, cell)
 
 
 def paper_epochs(table: Table, cell: Cell) -> int:
