@@ -127,14 +127,14 @@ class Pipeline:
         strong_view: StrongView | None = None,
         part: tuple[int, int] = (0, 1),
     ):
-        check_number("batch_size", batch_size, at_least=1, integer=True)
-        check_number("accumulate", accumulate, at_least=1, integer=True)
-        check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True)
-        check_number("seed", seed, at_least=0, integer=True)
-        check_number("val_seed", val_seed, at_least=0, at_most=2**32 - 1, integer=True)
-        check_number("crop_padding", crop_padding, at_least=0, integer=True)
-        check_number("rotation", rotation, at_least=0, at_most=180)
-        check_number("val_fraction", val_fraction, at_least=0, at_most=0.9)
+        batch_size = check_number("batch_size", batch_size, at_least=1, integer=True)
+        accumulate = check_number("accumulate", accumulate, at_least=1, integer=True)
+        eval_batch_size = check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True)
+        seed = check_number("seed", seed, at_least=0, integer=True)
+        val_seed = check_number("val_seed", val_seed, at_least=0, at_most=2**32 - 1, integer=True)
+        crop_padding = check_number("crop_padding", crop_padding, at_least=0, integer=True)
+        rotation = check_number("rotation", rotation, at_least=0, at_most=180)
+        val_fraction = check_number("val_fraction", val_fraction, at_least=0, at_most=0.9)
         check_choice("flip", flip, (True, False))
         check_choice("drop_last", drop_last, (True, False))
         check_choice("resident", resident, (True, False, "auto"))
@@ -267,7 +267,7 @@ class Pipeline:
         Raises:
             UserError: a number out of range.
         """
-        check_number("epoch", epoch, at_least=1, integer=True)
+        epoch = check_number("epoch", epoch, at_least=1, integer=True)
         check_number("start", start, at_least=0, at_most=self.steps_per_epoch, integer=True)
         return self._epoch(epoch, start)
 

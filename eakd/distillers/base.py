@@ -28,7 +28,7 @@ class Progress(NamedTuple):
 
     def generator(self) -> torch.Generator:
         """A CPU generator that depends on (seed, epoch, step) alone: runs can be resumed."""
-        mixed = (self.seed * 1_000_003 + self.epoch) * 1_000_003 + self.step
+        mixed = (int(self.seed) * 1_000_003 + self.epoch) * 1_000_003 + self.step
         return torch.Generator().manual_seed(mixed % 2**63)
 
 

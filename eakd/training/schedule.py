@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 from eakd.errors import UserError, check_choice, check_number
 
@@ -62,11 +63,14 @@ class Recipe:
     evaluate_every: int = 1
 
     def __post_init__(self) -> None:
-        check_number("epochs", self.epochs, at_least=1, integer=True)
-        check_number("batch_size", self.batch_size, at_least=1, integer=True)
-        check_number("lr", self.lr, above=0)
-        check_number("momentum", self.momentum, at_least=0, at_most=1)
-        check_number("weight_decay", self.weight_decay, at_least=0)
+        def number(name: str, **bounds: Any) -> None:  # kept as Python's own
+            object.__setattr__(self, name, check_number(name, getattr(self, name), **bounds))
+
+        number("epochs", at_least=1, integer=True)
+        number("batch_size", at_least=1, integer=True)
+        number("lr", above=0)
+        number("momentum", at_least=0, at_most=1)
+        number("weight_decay", at_least=0)
         check_choice("nesterov", self.nesterov, (True, False))
         check_choice("schedule", self.schedule, ("step", "cosine", "linear"))
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
@@ -75,15 +79,15 @@ class Recipe:
         for beta in self.betas:
             check_number("betas", beta, at_least=0, at_most=1)
         if self.clip_norm is not None:
-            check_number("clip_norm", self.clip_norm, above=0)
-        check_number("accumulate", self.accumulate, at_least=1, integer=True)
+            number("clip_norm", above=0)
+        number("accumulate", at_least=1, integer=True)
         if self.steps_per_epoch is not None:
-            check_number("steps_per_epoch", self.steps_per_epoch, at_least=1, integer=True)
-        check_number("min_lr", self.min_lr, at_least=0, at_most=self.lr)
-        check_number("evaluate_every", self.evaluate_every, at_least=0, integer=True)
+            number("steps_per_epoch", at_least=1, integer=True)
+        number("min_lr", at_least=0, at_most=self.lr)
+        number("evaluate_every", at_least=0, integer=True)
         check_choice("strong_view", self.strong_view, ("auto", "none", "randaugment"))
-        check_number("gamma", self.gamma, above=0, at_most=1)
-        check_number("warmup_epochs", self.warmup_epochs, at_least=0)
+        number("gamma", above=0, at_most=1)
+        number("warmup_epochs", at_least=0)
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov: found true with momentum 0, allowed with momentum > 0")
         for milestone in self.milestones:

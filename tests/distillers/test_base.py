@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from eakd.distillers import Distiller, Terms
+from eakd.distillers import Distiller, Progress, Terms
 from eakd.errors import UserError
 from eakd.weighting import KINDS, Entropies, Weighting, ea_weight, entropy
 
@@ -19,7 +19,7 @@ def method(weighting=None):
 
 def total(losses, weighting="ea", student=STUDENT, teacher=TEACHER, **more):
     kind = Weighting(weighting) if isinstance(weighting, str) else weighting
-    return method(kind).total(Terms(losses, student, teacher, **more))
+    return method(kind).total(Terms(losses, student, teacher, **more), Progress(0, 1, 0))
 
 
 @pytest.mark.parametrize("shape", [(N, 1), (1, N), (N, C), (1,), (N + 1,), (N - 1,), (0,)])

@@ -145,7 +145,7 @@ def test_gradients_reach_neither_teacher_nor_weight(method, standard, kind):
         *networks(), Weighting(kind), standardize=standard, entropy_logits="standardized"
     ).double()
     terms = distiller(data, progress())
-    total = distiller.total(terms)
+    total = distiller.total(terms, progress())
     assert not total.weight.requires_grad
     expected = torch.autograd.grad(
         sum(
@@ -162,8 +162,9 @@ def test_gradients_reach_neither_teacher_nor_weight(method, standard, kind):
 
 def _weight(distiller, terms: Terms, name: str) -> torch.Tensor:
     """The weight as a constant, recomputed outside of the graph."""
-    pair = terms.entropy_logits[name]
-    return distiller.weighting(*(x.detach().clone() for x in pair))
+    pair = (x.detach().clone() for x in terms.entropy_logits[name])
+    weighting = distiller.weighting
+    return weighting.deal(weighting.combine(weighting.entropies(*pair)), progress().generator)
 
 
 @each_method

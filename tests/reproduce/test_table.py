@@ -181,8 +181,10 @@ OWN = {
 
 def test_a_table_of_ones_own_networks_methods_and_data_is_planned(own_configs, tmp_path):
     own_configs(OWN)
-    assert table_names() == ["1", "2", "3", "4", "7", "8", "control", "mine"]
-    with pytest.raises(UserError, match=r"table: found 'x', allowed is one of 1, .*control, mine"):
+    assert table_names() == ["1", "2", "3", "4", "7", "8", "control", "control_digits", "mine"]
+    with pytest.raises(
+        UserError, match=r"table: found 'x', allowed is one of 1, .*control_digits, mine"
+    ):
         load_table("x")
     table = make_table(load_table("mine"))
     assert len(table.cells) == 2 * 4 * 2 and not any(cell.paper for cell in table.cells)
