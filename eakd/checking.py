@@ -13,7 +13,7 @@ import logging
 import logging.config
 import logging.handlers
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -28,6 +28,7 @@ from eakd.config import CONFIGS
 from eakd.errors import (
     UserError,
     check_boolean,
+    check_file,
     check_folder,
     check_name,
     check_number,
@@ -54,6 +55,22 @@ PLUGINS = {
 # What the settings of `logging` may call, and the only objects that they may name.
 LOGGING = (logging.Handler, logging.Formatter, logging.Filter)
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+
+# Values of root files that would else be looked at late, after the work; null where that is theirs.
+CHECKS: dict[str, Callable[[str, object], object]] = {
+    **dict.fromkeys(("output_root", "checkpoint_root"), check_folder),
+    **dict.fromkeys(("output", "plot", "into"), check_file),
+    **dict.fromkeys(("save_teacher", "resume", "fold_batchnorm", "sync_batchnorm"), check_boolean),
+    **dict.fromkeys(("compile", "channels_last", "retry", "verbose", "replace"), check_boolean),
+    "progress": check_boolean,
+    "seed": functools.partial(check_number, at_least=0, integer=True),
+    "measure": functools.partial(check_number, at_least=0, integer=True),
+}
+
+
+# Where sweeps of this process lie: nothing else tells before the first of their runs starts.
+SWEEPS: set[str] = set()
 
 
 def watch() -> None:
@@ -103,7 +120,11 @@ def check_config(
     check_hydra(settings)
     groups, known = root_keys(config_name)
     check_keys(raw, {**dict.fromkeys(groups), **known})
+    for key in CHECKS.keys() & known.keys():
+        if config[key] is not None or known[key] is not None:
+            CHECKS[key](key, config[key])
     if mode == RunMode.MULTIRUN:
+        SWEEPS.add(str(config.hydra.sweep.dir))
         return
     for group in groups:
         found = raw.get(group)
@@ -266,14 +287,9 @@ def _called(node: DictConfig) -> Any:
 
 def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
     """What becomes part of a run's path, before there is one."""
-    check_number("seed", config.seed, at_least=0, integer=True)
     for key in ("data", "teacher", "student", "distiller"):
         if not OmegaConf.is_missing(config[key], "name"):
             check_name(f"{key}.name", config[key].get("name"))
-    for key in ("output_root", "checkpoint_root"):
-        check_folder(key, config[key])
-    for key in ("save_teacher", "resume", "fold_batchnorm"):
-        check_boolean(key, config[key])
     for key, (expected, ours) in PLACES.items():
         found = functools.reduce(dict.__getitem__, key.split("."), settings)
         if found != expected and not (key == "job.chdir" and found is False):

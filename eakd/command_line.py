@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from eakd.checking import SWEEPS
 from eakd.composing import explain_config
 from eakd.config import CONFIGS, register
 from eakd.errors import Diverged, Interrupted, UserError
@@ -65,7 +66,7 @@ def entry_point(task: Callable[[DictConfig], Any], config_name: str) -> None:
             raise
         if not getattr(error, "reported", False):
             print(_line(error, config_name), file=sys.stderr)
-        _remove_empty_sweep()
+        _remove_empty_sweeps()
         sys.exit(status)
 
 
@@ -210,10 +211,9 @@ def _remove_if_empty(directory: Path) -> None:
             return
 
 
-def _remove_empty_sweep() -> None:
+def _remove_empty_sweeps() -> None:
     """Hydra describes a sweep in a file before it composes its jobs; without any it is in vain."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        folder = Path(HydraConfig.get().sweep.dir)
+    for folder in map(Path, SWEEPS):
         if folder.is_dir() and os.listdir(folder) == ["multirun.yaml"]:
             (folder / "multirun.yaml").unlink()
             _remove_if_empty(folder)

@@ -27,7 +27,7 @@ ALLOWED = {
     "targets": {"errors", "config"},
     "checking": {"errors", "config", "targets"},
     "composing": {"errors", "config", "targets", "checking"},
-    "command_line": {"errors", "places", "config", "composing", "workers"},
+    "command_line": {"errors", "places", "config", "checking", "composing", "workers"},
     "commands": {"config", "command_line", *DOERS},
     "models": {"errors", "files"},
     "data": {"errors", "files", "download"},

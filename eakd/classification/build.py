@@ -19,7 +19,7 @@ from eakd.data import ImageData, Pipeline
 from eakd.data.pipeline import StrongView
 from eakd.data.randaugment import randaugment
 from eakd.distillers.base import Distiller
-from eakd.errors import UserError, check_choice
+from eakd.errors import UserError
 from eakd.models.weights import load_weights
 from eakd.places import MANIFEST
 from eakd.targets import build, target_of
@@ -45,7 +45,6 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
     """
     together = compute.processes.size > 1
     weighting = build_weighting(config, compute)
-    check_choice("sync_batchnorm", config.sync_batchnorm, (True, False))
     if config.sync_batchnorm and compute.device.type != "cuda":
         raise UserError(
             f"sync_batchnorm: found true on {compute.device.type}, allowed is false, or true on "

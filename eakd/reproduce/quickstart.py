@@ -139,9 +139,10 @@ def _try(config: DictConfig) -> None:
     from eakd.config import check_domain
     from eakd.targets import build
     from eakd.training.run import build_compute
+    from eakd.training.schedule import Recipe
 
     check_domain(config)
-    build(config.recipe, "recipe")
+    build(config.recipe, "recipe", Recipe)
     compute, classes = build_compute(config), config.data.num_classes
     student, teacher = (build_model(config[key], key, classes) for key in ("student", "teacher"))
     size = config.data.get("image_size") or 32

@@ -23,9 +23,6 @@ from eakd.errors import (
     Diverged,
     Interrupted,
     UserError,
-    check_boolean,
-    check_choice,
-    check_number,
 )
 from eakd.files import write_atomically
 from eakd.targets import build
@@ -84,10 +81,6 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
 
 def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
-    check_number("seed", config.seed, at_least=0, integer=True)
-    for name in ("save_teacher", "resume", "fold_batchnorm"):
-        check_boolean(name, config[name])
-    check_choice("progress", config.progress, (True, False, None))
     record = processes.in_turn(
         lambda: RunRecord(
             config.run_dir, identity(config), writes=processes.first, fresh=not config.resume
