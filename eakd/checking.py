@@ -287,9 +287,11 @@ def _called(node: DictConfig) -> Any:
 
 def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
     """What becomes part of a run's path, before there is one."""
-    for key in ("data", "teacher", "student", "distiller"):
-        if not OmegaConf.is_missing(config[key], "name"):
-            check_name(f"{key}.name", config[key].get("name"))
+    names = [f"{key}.name" for key in ("data", "teacher", "student", "distiller")]
+    for key in (*names, *(["weighting.kind"] if "kind" in config.weighting else [])):
+        group, _, last = key.partition(".")
+        if not OmegaConf.is_missing(config[group], last):
+            check_name(key, config[group].get(last))
     for key, (expected, ours) in PLACES.items():
         found = functools.reduce(dict.__getitem__, key.split("."), settings)
         if found != expected and not (key == "job.chdir" and found is False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -197,10 +198,17 @@ def _line(error: Exception, config_name: str) -> str:
 
 
 def _remove_if_empty(directory: Path) -> None:
-    """Hydra creates the run directory before the config is checked; leave no trace of a refusal."""
+    """Hydra creates the run directory before the config is checked; leave no trace of a refusal.
+
+    A directory with a log alone has none but this job's lines, and those of other refused ones.
+    """
     for handler in logging.getLogger().handlers[:]:
-        if isinstance(handler, logging.FileHandler) and handler.stream is None:  # not opened yet
+        if isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
+            handler.close()
+    with contextlib.suppress(OSError):
+        if os.listdir(directory) == ["train.log"]:
+            (directory / "train.log").unlink()
     here = Path.cwd()
     for path in (directory, *directory.parents[:3]):
         if path.absolute() in (here, *here.parents):

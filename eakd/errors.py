@@ -8,7 +8,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,25 @@ def _python_number(value: Any) -> Any:
     if torch is not None and isinstance(value, torch.Tensor) and value.dim() == 0:
         return value.item()
     return value
+
+
+def check_numbers(
+    name: str, values: object, length: int | None = None, **bounds: Any
+) -> list[int | float]:
+    """Raise `UserError` unless ``values`` is a list of numbers, of that length if one is given.
+
+    Args:
+        **bounds: of each number, see `check_number`.
+
+    Returns:
+        Python's own numbers.
+    """
+    listed = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping)
+    found = list(values) if listed else []
+    if not listed or len(found) != (len(found) if length is None else length):
+        many = "numbers" if length is None else f"{length} numbers"
+        raise UserError(f"{name}: found {shortened(values)}, allowed is a list of {many}")
+    return [check_number(name, value, **bounds) for value in found]
 
 
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:

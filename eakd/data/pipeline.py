@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from eakd.data.base import Batch, ImageData
 from eakd.data.randaugment import rotate
 from eakd.data.split import stratified
-from eakd.errors import UserError, check_choice, check_number
+from eakd.errors import UserError, check_choice, check_number, check_numbers
 
 # Sets up to this size are kept on the device: Tiny-ImageNet-200 (1.35 GB) is, ImageNet is not.
 RESIDENT_BYTES = 2 << 30
@@ -138,11 +138,8 @@ class Pipeline:
         check_choice("flip", flip, (True, False))
         check_choice("drop_last", drop_last, (True, False))
         check_choice("resident", resident, (True, False, "auto"))
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3:
-                raise UserError(f"{name}: found {list(values)}, allowed is a number per channel, 3")
-            for value in values:
-                check_number(name, value, **({"above": 0} if name == "std" else {}))
+        mean = check_numbers("mean", mean, 3)  # one a channel
+        std = check_numbers("std", std, 3, above=0)
 
         self.data = data
         self.batch_size = batch_size

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from eakd.errors import UserError
+from eakd.errors import UserError, check_boolean, check_number, check_numbers, check_text
 from eakd.models.base import Output, StagedModel
 
 
@@ -208,12 +208,21 @@ def timm_model(
     import timm
     from timm.data import resolve_model_data_config
 
+    check_text("architecture", architecture)
     if ":" not in architecture and not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise UserError(f"architecture: found {architecture!r}, allowed is a timm model{hint}")
     if (data_mean is None) != (data_std is None):
         raise UserError("data_mean, data_std: found one of them, allowed is both or none")
+    if data_mean is not None and data_std is not None:
+        check_numbers("data_mean", data_mean, 3)
+        check_numbers("data_std", data_std, 3, above=0)
+    check_boolean("pretrained", pretrained)
+    if input_size is not None:
+        check_number("input_size", input_size, at_least=1, integer=True)
+    if feature_indices is not None:
+        check_numbers("feature_indices", feature_indices, integer=True)
     arguments = {"pretrained": pretrained, "num_classes": num_classes, **timm_args}
     try:
         model = _create(timm.create_model, architecture, arguments, input_size)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eakd.errors import UserError, check_choice, check_number
+from eakd.errors import UserError, check_choice, check_number, check_text, shortened
 from eakd.reproduce.agreement import environment_warnings
 from eakd.reproduce.escaping import markdown_text, one_line, printable
 from eakd.reproduce.groups import baselines, check_comparable, check_groups, grouped, label
@@ -251,7 +251,14 @@ def report(
         UserError: no finished run, a mixture of settings, or a wrong name.
     """
     check_choice("select", select, ("last", "best"))
-    by = [by] if isinstance(by, str) else list(by)
+    check_text("runs", pattern)
+    if baseline is not None:
+        check_text("baseline", baseline)
+    by = [by] if isinstance(by, str) else by
+    if not isinstance(by, list | tuple) or not by:
+        raise UserError(f"by: found {shortened(by)}, allowed is a list of keys, such as [method]")
+    for key in by:
+        check_text("by", key)
     found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
     runs, left_out = find_runs(path for path in found if path.is_dir())
     runs, others = _most_common_metric(runs)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eakd.errors import UserError, check_choice
+from eakd.errors import UserError, check_choice, check_number, check_text
 from eakd.training.parallel import ALONE, Processes
 
 
@@ -71,8 +71,9 @@ class Compute:
         check_choice("precision", precision, ("auto", "bf16", "float32"))
         check_choice("compile", compile, (True, False))
         check_choice("channels_last", channels_last, (True, False))
+        check_text("device", device)
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(check_number("threads", threads, at_least=1, integer=True))
         if device == "auto":
             mps = torch.backends.mps.is_available()
             device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from eakd.download import Archive, download
-from eakd.errors import UserError
+from eakd.errors import UserError, check_text
 from eakd.places import command_words
 
 
@@ -106,9 +107,10 @@ def find_checkpoint(
     Raises:
         UserError: no file; the message says which command trains the teacher.
     """
+    check_text(key, checkpoint)
     if checkpoint != "auto":
         path = Path(checkpoint)
-        if not path.is_file():
+        if not os.path.isfile(path):  # False, too, for what cannot be a path
             raise UserError(f"{key}: found no file {checkpoint!r}, allowed is auto or a file")
         return path
     places = teacher_files(root, data, name)

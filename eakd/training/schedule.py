@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
-from eakd.errors import UserError, check_choice, check_number
+from eakd.errors import UserError, check_choice, check_number, check_numbers
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,7 @@ class Recipe:
         check_choice("nesterov", self.nesterov, (True, False))
         check_choice("schedule", self.schedule, ("step", "cosine", "linear"))
         check_choice("optimizer", self.optimizer, ("sgd", "adamw"))
-        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
-            raise UserError(f"betas: found {self.betas!r}, allowed is a list of two numbers")
-        for beta in self.betas:
-            check_number("betas", beta, at_least=0, at_most=1)
+        check_numbers("betas", self.betas, 2, at_least=0, at_most=1)
         if self.clip_norm is not None:
             number("clip_norm", above=0)
         number("accumulate", at_least=1, integer=True)
@@ -90,8 +87,7 @@ class Recipe:
         number("warmup_epochs", at_least=0)
         if self.nesterov and self.momentum == 0:
             raise UserError("nesterov: found true with momentum 0, allowed with momentum > 0")
-        for milestone in self.milestones:
-            check_number("milestones", milestone, above=0)
+        check_numbers("milestones", self.milestones, above=0)
 
     def learning_rate(self, elapsed: float) -> float:
         """The rate after ``elapsed`` epochs (2.5 is the middle of the third epoch)."""
