@@ -28,6 +28,7 @@ from eakd.config import CONFIGS
 from eakd.errors import (
     UserError,
     check_boolean,
+    check_choice,
     check_folder,
     check_name,
     check_number,
@@ -274,6 +275,7 @@ def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
         check_folder(key, config[key])
     for key in ("save_teacher", "resume", "fold_batchnorm"):
         check_boolean(key, config[key])
+    check_choice("teacher.table", config.teacher.get("table", "auto"), ("auto", True, False))
     for key, (expected, ours) in PLACES.items():
         found = functools.reduce(dict.__getitem__, key.split("."), settings)
         if found != expected and not (key == "job.chdir" and found is False):

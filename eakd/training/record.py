@@ -35,7 +35,11 @@ from eakd.training.reading import (
 )
 
 # What a run is made from, besides its config.
-INPUTS = {"data_fingerprint": "data", "teacher_digest": "weights of the teacher"}
+INPUTS = {
+    "data_fingerprint": "data",
+    "teacher_digest": "weights of the teacher",
+    "teacher_table": "answers of the teacher (teacher.table)",
+}
 
 log = logging.getLogger(__name__)
 
