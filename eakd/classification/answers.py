@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,9 +104,12 @@ class AnswerTable:
         """The views that are not there, or are not what was written: every byte is read."""
         views = self.facts["shape"][0]
         checksums, path = self._checksums(), self.folder / "logits.bin"
-        if not any(checksums) or not path.is_file() or path.stat().st_size != self.size:
+        try:
+            if path.stat().st_size != self.size or not any(checksums):
+                return list(range(views))
+            rows = np.memmap(path, np.uint8, "r").reshape(views, -1)
+        except OSError:
             return list(range(views))
-        rows = np.memmap(path, np.uint8, "r").reshape(views, -1)
         return [
             v for v in range(views) if checksums[v] is None or zlib.crc32(rows[v]) != checksums[v]
         ]
@@ -127,41 +130,33 @@ class AnswerTable:
 
     def build(
         self, teacher: nn.Module, data: Pipeline, compute: Compute, show_bar: bool = False
-    ) -> Tensor:
-        """The table, after asking ``teacher`` for what it misses.
+    ) -> None:
+        """Ask ``teacher`` for what is missing.
 
-        One process at a time builds; others wait for it.
+        One process at a time builds; others wait until it is done.
 
         Raises:
             UserError: it has no room on the disk, or its folder cannot be written.
         """
-        missing = self.missing()
-        if missing:
-            self._check_room(len(missing))
-            log.info("teacher.table: building %s", self)
+        self._check_room()
+        log.info("teacher.table: building %s", self)
+        try:
+            lock = self._lock()
             try:
-                lock = self._lock()
-                try:
-                    self._fill(teacher, data, compute, lock, show_bar)
-                finally:
-                    lock.release()
-            except OSError as error:
-                raise UserError(
-                    f"teacher.table: found {self.folder}, which cannot be written "
-                    f"({error.strerror or error}), allowed is true with another checkpoint_root, "
-                    "or false"
-                ) from error
-        found = self.open()
-        if found is None:
+                self._fill(teacher, data, compute, lock, show_bar)
+            finally:
+                lock.release()
+        except OSError as error:
             raise UserError(
-                f"teacher.table: found {self.folder} damaged right after it was written, allowed "
-                "is true with another checkpoint_root, or false"
-            )
-        return found
+                f"teacher.table: found {self.folder}, which cannot be written "
+                f"({error.strerror or error}), allowed is true with another checkpoint_root, or "
+                "false"
+            ) from error
 
-    def _check_room(self, views: int) -> None:
+    def _check_room(self) -> None:
         """Before anything is written: a full disk would stop other runs too."""
-        folder, needed = self.folder.absolute(), views * self.size // self.facts["shape"][0]
+        folder = self.folder.absolute()
+        needed = len(self.missing()) * self.size // self.facts["shape"][0]
         place = next(each for each in (folder, *folder.parents) if each.exists())
         free = shutil.disk_usage(place).free
         if free < needed:

@@ -117,13 +117,14 @@ def use_table(
         if before.get("teacher_table") == "none":
             reason = "this run began without"
     answers = None
-    if reason is None and mode == "auto":
+    if reason is None:
         answers = table.open()
+        if answers is None and mode is True:
+            shown = sys.stderr.isatty() if config.progress is None else config.progress
+            table.build(distiller.teacher, data, compute, shown)
+            answers = table.open()
         if answers is None:
             reason = f"{table.folder} is unfinished or damaged, teacher.table=true completes it"
-    elif reason is None:
-        shown = sys.stderr.isatty() if config.progress is None else config.progress
-        answers = table.build(distiller.teacher, data, compute, shown)
     if answers is not None:
         doubled = distiller.needs_strong_view
         data.answered = answered_sizes(answers, distiller.teacher, data, compute, doubled)
