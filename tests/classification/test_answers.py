@@ -137,8 +137,8 @@ def test_every_size_of_batch_gives_the_same_weights(words, job, tmp_path):
 
 def test_each_form_of_a_teacher_has_its_own_table(job, tmp_path):
     forms = ("channels_last=true", "channels_last=false", "fold_batchnorm=false")
-    for form in forms:
-        check_equal_runs(job, tmp_path / form, form)
+    for number, form in enumerate(forms):
+        check_equal_runs(job, tmp_path / f"{number}", form)
     assert len(list((tmp_path / "checkpoints" / "answers").iterdir())) == len(forms)
 
 
@@ -233,8 +233,9 @@ def test_a_table_is_used_by_all_who_can(job, tmp_path, caplog):
         assert train(job, tmp_path / f"{number}", *words)[0]["teacher_table"] == name
     off, _ = train(job, tmp_path / "off", "teacher.table=false")
     assert off["teacher_table"] == "none"
-    for words in (["data.crop_padding=2"], ["data.mean=[0.1,0.1,0.1]"], ["teacher=vgg8"]):
-        assert train(job, tmp_path / words[0], *words)[0]["teacher_table"] == "none"
+    others = ("data.crop_padding=2", "data.mean=[0.1,0.1,0.1]", "teacher=vgg8")
+    for number, word in enumerate(others):
+        assert train(job, tmp_path / f"other{number}", word)[0]["teacher_table"] == "none"
     assert (the_table(tmp_path) / "logits.bin").read_bytes() == content
 
 
@@ -371,8 +372,7 @@ def test_building_is_killed_and_goes_on(job, tmp_path):
     record = json.loads((folder / "table.json").read_text())
     done = [place for place, checksum in enumerate(record["checksums"]) if checksum is not None]
     assert done
-    if len(done) < 25:
-        assert (folder / "lock.json").exists() and not (tmp_path / "run").exists()
+    assert len(done) == 25 or (folder / "lock.json").exists()
     _, weights = train(words, tmp_path / "run")
     assert (folder / "logits.bin").read_bytes() == whole
     assert same(weights, load_file(tmp_path / "whole" / "last.safetensors"))
