@@ -136,8 +136,11 @@ class AnswerTable:
         One process at a time builds; others wait until it is done.
 
         Raises:
-            UserError: it has no room on the disk, or its folder cannot be written.
+            UserError: it has no room on the disk, its folder cannot be written, or the teacher is
+                in training mode, in which it says something else each time.
         """
+        if in_training_mode(teacher):
+            raise UserError("teacher: found it in training mode, allowed is teacher.eval()")
         self._check_room()
         log.info("teacher.table: building %s", self)
         try:
@@ -183,19 +186,11 @@ class AnswerTable:
         missing, checksums = self.missing(), self._checksums()
         for view in missing:
             checksums[view] = None
-        views, images, _ = self.facts["shape"]
         path, began = self.folder / "logits.bin", time.perf_counter()
-        bar = tqdm(
-            desc="teacher.table",
-            total=views * images,
-            initial=(views - len(missing)) * images,
-            unit=" images",
-            unit_scale=True,
-            disable=not show_bar,
-        )
+        bar = tqdm(missing, desc="teacher.table", unit="view", disable=not show_bar)
         with bar, path.open("r+b" if path.exists() else "x+b") as file:
             file.truncate(self.size)
-            for done, view in enumerate(missing):
+            for done, view in enumerate(bar):
                 answers = ask(teacher, data, compute, view).tobytes()
                 file.seek(view * len(answers))
                 file.write(answers)
@@ -205,10 +200,14 @@ class AnswerTable:
                 checksums[view] = zlib.crc32(answers)
                 record = {"facts": self.facts, "checksums": checksums}
                 write_json(self.folder / "table.json", record)
-                bar.update(images)
                 if not done and len(missing) > 1:
                     seconds = (time.perf_counter() - began) * (len(missing) - 1)
                     log.info("teacher.table: about %s to go", duration(seconds))
+
+
+def in_training_mode(teacher: nn.Module) -> bool:
+    """Whether any part of it is."""
+    return any(module.training for module in teacher.modules())
 
 
 @torch.no_grad()

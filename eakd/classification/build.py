@@ -14,7 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from eakd.checking import check_keys
-from eakd.classification.answers import AnswerTable, answered_sizes, facts_of_table, placed
+from eakd.classification.answers import (
+    AnswerTable,
+    answered_sizes,
+    facts_of_table,
+    in_training_mode,
+    placed,
+)
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
 from eakd.config import FACTS, needs_teacher, plain
@@ -147,7 +153,7 @@ def why_no_table(distiller: Distiller, data: Pipeline) -> str | None:
     """Why no table can answer for the teacher, or ``None`` if one can."""
     if not distiller.takes_answers:
         return f"{type(distiller).__name__} asks the teacher for more than logits"
-    if any(module.training for module in distiller.teacher.modules()):
+    if in_training_mode(distiller.teacher):
         return "the teacher runs in training mode"
     if data.views is None:
         return "data.rotation makes views without number"

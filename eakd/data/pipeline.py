@@ -161,7 +161,7 @@ class Pipeline:
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.crop_padding, self.flip, self.rotation = crop_padding, flip, rotation
-        self.mean, self.std = list(mean), list(std)
+        self.mean, self.std = list(map(float, mean)), list(map(float, std))
         self.drop_last = drop_last
         self.strong_view = strong_view
         self.part = part

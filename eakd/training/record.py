@@ -35,11 +35,7 @@ from eakd.training.reading import (
 )
 
 # What a run is made from, besides its config.
-INPUTS = {
-    "data_fingerprint": "data",
-    "teacher_digest": "weights of the teacher",
-    "teacher_table": "answers of the teacher (teacher.table)",
-}
+INPUTS = {"data_fingerprint": "data", "teacher_digest": "weights of the teacher"}
 
 log = logging.getLogger(__name__)
 

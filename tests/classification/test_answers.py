@@ -208,6 +208,27 @@ def test_in_a_notebook_the_teacher_is_asked_for_what_the_table_lacks_alone(tmp_p
         assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+def test_a_teacher_in_training_mode_fills_no_table(tmp_path):
+    data = pipeline()
+    table = AnswerTable(
+        tmp_path / "answers", facts_of_table("weights", data, COMPUTE, folded=False)
+    )
+    with pytest.raises(UserError, match="found it in training mode"):
+        table.build(network("resnet8").train(), data, COMPUTE)
+    assert not (tmp_path / "answers").exists()
+
+
+def test_the_notebook_of_the_page_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "teacher-table.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    teacher, data = network("resnet20").train(), pipeline()
+    path = tmp_path / "checkpoints" / "digits_pool" / "resnet20.safetensors"
+    save_weights(teacher, path, {})
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"teacher": teacher, "data": data, "compute": COMPUTE})
+    assert next(data.epoch(1)).teacher_logits.shape == (16, 10)
+
+
 def test_sizes_that_round_differently_are_found():
     teacher, data = network("resnet20"), pipeline()
     count = data.views * 50
