@@ -29,7 +29,7 @@ UNIDENTIFYING = {
 # What a file says to planners and to `eakd.training.run`, and not to the constructor it names.
 FACTS = {
     "data": ("task", "plan"),
-    "distiller": ("name", "task", "needs_teacher", "scales_with_epochs"),
+    "distiller": ("name", "task", "needs_teacher", "scales_with_epochs", "logits_only"),
     "teacher": ("name", "checkpoint", "table"),
     "student": ("name",),
     "model": ("name",),

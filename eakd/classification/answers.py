@@ -13,10 +13,8 @@ import json
 import logging
 import os
 import shutil
-import sys
 import time
 import zlib
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,12 +184,14 @@ class AnswerTable:
         missing, checksums = self.missing(), self._checksums()
         for view in missing:
             checksums[view] = None
-        path, began = self.folder / "logits.bin", time.perf_counter()
+        images, path = self.facts["shape"][1], self.folder / "logits.bin"
+        began = time.perf_counter()
         bar = tqdm(missing, desc="teacher.table", unit="view", disable=not show_bar)
         with bar, path.open("r+b" if path.exists() else "x+b") as file:
             file.truncate(self.size)
             for done, view in enumerate(bar):
-                answers = ask(teacher, data, compute, view).tobytes()
+                rows = torch.arange(view * images, (view + 1) * images)
+                answers = ask(teacher, data, compute, rows).cpu().numpy().tobytes()
                 file.seek(view * len(answers))
                 file.write(answers)
                 file.flush()
@@ -211,43 +211,48 @@ def in_training_mode(teacher: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def ask(teacher: nn.Module, data: Pipeline, compute: Compute, view: int) -> np.ndarray:
-    """The teacher's logits ``(images, classes)``, float32, for one view of every training image."""
-    count = len(data.data.train_labels)
-    members = torch.arange(-(-count // MULTIPLE) * MULTIPLE) % count
-    found = []
-    for some in members.split(BATCH):
+def ask(teacher: nn.Module, data: Pipeline, compute: Compute, rows: Tensor) -> Tensor:
+    """The teacher's logits ``(N, classes)``, float32, for rows ``(N,)`` of a table."""
+    count, found = len(data.data.train_labels), []
+    filled = rows[torch.arange(-(-len(rows) // MULTIPLE) * MULTIPLE) % len(rows)]
+    for some in filled.split(BATCH):
         with compute.autocast():
-            output = teacher(data.view(torch.full_like(some, view), some), features=False)
+            output = teacher(data.view(some // count, some % count), features=False)
         found.append(output.logits.float())
-    return torch.cat(found)[:count].cpu().numpy()
+    return torch.cat(found)[: len(rows)]
 
 
 @torch.no_grad()
 def answered_sizes(
-    answers: Tensor, teacher: nn.Module, data: Pipeline, compute: Compute, doubled: bool = False
-) -> Container[int]:
-    """The sizes of batches for which the table says what the teacher would, bit for bit.
+    answers: Tensor | None,
+    teacher: nn.Module,
+    data: Pipeline,
+    compute: Compute,
+    doubled: bool = False,
+) -> set[int]:
+    """The sizes of a run's batches for which a table says what the teacher would, bit for bit.
 
     Kernels round by the size of a batch, each processor's in its own way. So on a CPU the teacher
-    is asked once for a batch of every size of the run. Elsewhere no bits are promised: all but 1.
+    is asked once for a batch of every size. Elsewhere no bits are promised: all sizes but 1.
 
     Args:
+        answers: ``None`` for a table that is yet to be built.
         doubled: the method asks for two views at once, in one batch.
     """
-    if compute.device.type != "cpu":
-        return range(2, sys.maxsize)
-    sizes, count = data.batch_sizes(), len(data.data.train_labels)
+    sizes, count = {n for n in data.batch_sizes() if n > 1}, len(data.data.train_labels)
+    if compute.device.type != "cpu" or not sizes:
+        return sizes
     drawn = torch.Generator().manual_seed(0)
-    rows = torch.randint(len(answers), (2 * max(sizes),), generator=drawn)
-    images, known = data.view(rows // count, rows % count), answers[rows]
+    rows = torch.randint(data.views * count, (2 * max(sizes),), generator=drawn)
+    known = ask(teacher, data, compute, rows) if answers is None else answers[rows]
+    images = data.view(rows // count, rows % count)
 
     def same(size: int) -> bool:
         with compute.autocast():
             found = teacher(images[:size], features=False).logits
         return torch.equal(found, known[:size])
 
-    return {n for n in sizes if n > 1 and same(n) and (not doubled or same(2 * n))}
+    return {n for n in sizes if same(n) and (not doubled or same(2 * n))}
 
 
 def placed(answers: Tensor, device: torch.device) -> Tensor:

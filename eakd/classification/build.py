@@ -122,25 +122,26 @@ def use_table(
         before = read_json(Path(config.run_dir) / "environment.json") or {}
         if before.get("teacher_table") == "none":
             reason = "this run began without"
-    answers = None
-    if reason is None:
-        answers = table.open()
-        if answers is None and mode is True:
+    answers = table.open() if reason is None else None
+    run = distiller.teacher, data, compute
+    if reason is None and (answers is not None or mode is True):
+        # Before a table is built, too: it might be of no use.
+        data.answered = answered_sizes(answers, *run, doubled=distiller.needs_strong_view)
+        if answers is None and data.answered:
             shown = sys.stderr.isatty() if config.progress is None else config.progress
-            table.build(distiller.teacher, data, compute, shown)
+            table.build(*run, shown)
             answers = table.open()
-        if answers is None:
-            reason = f"{table.folder} is unfinished or damaged, teacher.table=true completes it"
-    if answers is not None:
-        doubled = distiller.needs_strong_view
-        data.answered = answered_sizes(answers, distiller.teacher, data, compute, doubled)
-        others = sorted(n for n in data.batch_sizes() if n not in data.answered)
-        if len(others) == len(data.batch_sizes()):
-            reason = f"the teacher rounds batches of {others} differently here"
+            if answers is not None:
+                data.answered = answered_sizes(answers, *run, doubled=distiller.needs_strong_view)
+        if not data.answered:
+            reason = f"the teacher rounds batches of {data.batch_sizes()} differently here"
+    if reason is None and answers is None:
+        reason = f"{table.folder} is unfinished or damaged, teacher.table=true completes it"
     if reason is not None:
         log.info("teacher.table: not used, %s", reason)
         return "none"
     data.answers = placed(answers, compute.device)
+    others = sorted(data.batch_sizes() - data.answered)
     log.info(
         "teacher.table: %s answers for the teacher%s",
         table,

@@ -236,6 +236,7 @@ def test_sizes_that_round_differently_are_found():
         rows = torch.arange(count)
         answers = teacher(data.view(rows // 50, rows % 50), features=False).logits
     assert 1 not in answered_sizes(answers, teacher, pipeline(batch_size=49), COMPUTE)
+    assert 16 in answered_sizes(None, teacher, data, COMPUTE)
     assert not answered_sizes(answers + 1e-5, teacher, data, COMPUTE)
 
 
