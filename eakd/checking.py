@@ -28,6 +28,7 @@ from eakd.config import CONFIGS
 from eakd.errors import (
     UserError,
     check_boolean,
+    check_choice,
     check_file,
     check_folder,
     check_name,
@@ -292,6 +293,7 @@ def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
         group, _, last = key.partition(".")
         if not OmegaConf.is_missing(config[group], last):
             check_name(key, config[group].get(last))
+    check_choice("teacher.table", config.teacher.get("table", "auto"), ("auto", True, False))
     for key, (expected, ours) in PLACES.items():
         found = functools.reduce(dict.__getitem__, key.split("."), settings)
         if found != expected and not (key == "job.chdir" and found is False):

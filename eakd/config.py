@@ -29,8 +29,8 @@ UNIDENTIFYING = {
 # What a file says to planners and to `eakd.training.run`, and not to the constructor it names.
 FACTS = {
     "data": ("task", "plan"),
-    "distiller": ("name", "task", "needs_teacher", "scales_with_epochs"),
-    "teacher": ("name", "checkpoint"),
+    "distiller": ("name", "task", "needs_teacher", "scales_with_epochs", "logits_only"),
+    "teacher": ("name", "checkpoint", "table"),
     "student": ("name",),
     "model": ("name",),
 }
@@ -156,7 +156,9 @@ def identity(config: DictConfig) -> dict[str, Any]:
     """
     kept = {str(key): plain(config[key]) for key in config if key not in UNIDENTIFYING}
     kept["distiller"]["name"] = method_label(config)
-    if not needs_teacher(config):
+    if needs_teacher(config):
+        kept["teacher"].pop("table", None)
+    else:
         kept.pop("teacher")
     if not is_weighted(config):
         kept["weighting"] = "uniform"

@@ -62,7 +62,8 @@ def composed(command):
 
 def raw(node):
     node = OmegaConf.to_container(node)
-    node.pop("checkpoint", None)
+    for key in ("checkpoint", "table"):
+        node.pop(key, None)
     return node
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,26 @@ from eakd.benchmark.loops import (
     LIMIT,
     OURS,
     PLAIN,
+    STUDENT,
+    TABLE,
+    Loop,
     build_loops,
+    build_table_loops,
     our_loop,
     plain_process,
     random_images,
 )
-from eakd.benchmark.timing import Round, all_steps, alternate, compare, peak_memory
+from eakd.benchmark.timing import (
+    Round,
+    all_steps,
+    alternate,
+    compare,
+    compare_table,
+    peak_memory,
+)
 from eakd.composing import compose
 from eakd.data.base import ImageData
-from eakd.errors import UserError, check_number
+from eakd.errors import UserError, check_boolean, check_number
 from eakd.files import write_json
 from eakd.training.device import Compute
 from eakd.training.run import build_compute
@@ -46,6 +58,9 @@ def benchmark(config: DictConfig) -> str:
     """
     check_number("steps", config.steps, at_least=10, integer=True)
     check_number("rounds", config.rounds, at_least=1, integer=True)
+    check_boolean("table", config.table)
+    if config.table and config.methods is not None:
+        raise UserError("table: found true, allowed with a list of methods is false")
     compute = build_compute(config)
     measure = measure_method if config.methods is None else measure_methods
     numbers, lines = measure(config, compute)
@@ -84,18 +99,23 @@ def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any]
     rehearse(config, data, compute)
     with plain_process(config, compute) as plain:
         plain()  # warm-up: compilation, worker start, allocator
-        rounds, plain_seconds = [], []
+        rounds, table_rounds, plain_seconds = [], [], []
         for turn in range(config.rounds):
             rounds.append(one_round(config, data, compute, turn))
+            if config.table:
+                table_rounds.append(one_round(config, data, compute, turn, build_table_loops))
             plain_seconds.append(plain() / config.steps)
     seconds = {name: all_steps(rounds, name).wall for name in (OURS, EA, LIMIT)}
     seconds[PLAIN] = plain_seconds
+    for name in (TABLE, STUDENT) if config.table else ():
+        seconds[name] = all_steps(table_rounds, name).wall
     speeds = {
         name: config.batch_size / statistics.median(values) for name, values in seconds.items()
     }
     numbers = {
         **describe(config, compute),
         **compare(rounds),
+        **(compare_table(table_rounds) if config.table else {}),
         "samples_per_second": speeds,
         "ours_over_plain": speeds[OURS] / speeds[PLAIN],
         "peak_memory_bytes": compute.peak_memory(),
@@ -110,6 +130,9 @@ def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any]
         f"ours / limit: {1 / numbers['step_over_limit'].median:.3f}",
         f"EA step / uniform step: {numbers['ea_over_uniform_time']}",
     ]
+    if config.table:
+        lines.append(f"step with a table / step: {numbers['table_over_step']}")
+        lines.append(f"step with a table / student alone: {numbers['table_over_student']}")
     return numbers, lines
 
 
@@ -178,13 +201,20 @@ def rehearse(config: DictConfig, data: ImageData, compute: Compute) -> None:
     Raises:
         UserError: a wrong value, or a method without ``passes``; it is named.
     """
-    for loop in build_loops(config, data, compute).values():
-        next(loop)
+    for build in (build_loops, build_table_loops) if config.table else (build_loops,):
+        for loop in build(config, data, compute).values():
+            next(loop)
 
 
-def one_round(config: DictConfig, data: ImageData, compute: Compute, turn: int) -> Round:
+def one_round(
+    config: DictConfig,
+    data: ImageData,
+    compute: Compute,
+    turn: int,
+    build: Callable[..., dict[str, Loop]] = build_loops,
+) -> Round:
     """Build the loops afresh, in an order of that turn, and time ``config.steps`` of each."""
-    loops = build_loops(config, data, compute)
+    loops = build(config, data, compute)
     orders = list(itertools.permutations(loops))
     loops = {name: loops[name] for name in orders[turn % len(orders)]}
     alternate(loops, WARMUP_STEPS, compute.device)

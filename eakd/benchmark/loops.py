@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from eakd.classification import Classification
-from eakd.classification.build import build_distiller, build_model, strong_view
+from eakd.classification.answers import placed
+from eakd.classification.build import build_distiller, build_model, strong_view, why_no_table
+from eakd.composing import compose
 from eakd.data import Pipeline
 from eakd.data.base import Batch, ImageData
 from eakd.distillers.base import Distiller, Progress
 from eakd.distillers.kd import kd_loss
-from eakd.errors import check_number
+from eakd.errors import UserError, check_number
 from eakd.models.inference import prepare_teacher
 from eakd.training.device import Compute
 from eakd.training.loop import train_epoch
@@ -40,6 +42,7 @@ Block = Callable[[], float]  # runs one block of steps and returns its seconds
 Loop = Iterator[None]  # each ``next`` runs one step
 
 OURS, EA, LIMIT, PLAIN = "ours", "ours, EA weighting", "limit", "plain"
+TABLE, STUDENT = "ours, teacher's table", "student alone"
 
 
 def random_images(config: DictConfig, steps: int) -> ImageData:
@@ -109,8 +112,32 @@ def build_loops(config: DictConfig, data: ImageData, compute: Compute) -> dict[s
     }
 
 
-def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: Weighting) -> Loop:
-    """`train_epoch` exactly as `fit` calls it, and thus with all that `fit` records of a step."""
+def build_table_loops(config: DictConfig, data: ImageData, compute: Compute) -> dict[str, Loop]:
+    """Our loop with a table in the teacher's place, our loop, and what then cannot be avoided."""
+    alone = config.copy()
+    alone.distiller = compose(["distiller=none"], "benchmark").distiller
+    return {
+        TABLE: our_loop(config, data, compute, Weighting("uniform"), table=True),
+        OURS: our_loop(config, data, compute, Weighting("uniform")),
+        STUDENT: limit_loop(alone, compute),
+    }
+
+
+def our_loop(
+    config: DictConfig,
+    data: ImageData,
+    compute: Compute,
+    weighting: Weighting,
+    table: bool = False,
+) -> Loop:
+    """`train_epoch` exactly as `fit` calls it, and thus with all that `fit` records of a step.
+
+    Args:
+        table: a table of noise answers for the teacher.
+
+    Raises:
+        UserError: at the first step, a method for which no table can answer.
+    """
     task = Classification()
     distiller, recipe, optimizer = build_method(config, compute, weighting)
     pipeline = Pipeline(
@@ -122,6 +149,12 @@ def our_loop(config: DictConfig, data: ImageData, compute: Compute, weighting: W
         std=list(config.data.std),
         strong_view=strong_view(recipe, type(distiller)),
     )
+    if table:
+        reason = why_no_table(distiller, pipeline)
+        if reason is not None:
+            raise UserError(f"table: found true, allowed is false: {reason}")
+        answers = torch.randn(pipeline.views * len(data.train_labels), config.num_classes)
+        pipeline.answers = placed(answers, compute.device)
     for epoch in itertools.count(1):
         meters = Meters(compute.device, samples(pipeline))
         progress = Progress(config.seed, epoch, step=0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from eakd.benchmark.loops import EA, LIMIT, OURS, Loop
+from eakd.benchmark.loops import EA, LIMIT, OURS, STUDENT, TABLE, Loop
 from eakd.training.device import Compute
 
 
@@ -100,6 +100,14 @@ def compare(rounds: Sequence[Round]) -> dict[str, Ratio]:
         "step_over_limit_cpu": cpu(OURS, LIMIT),
         "ea_over_uniform_time": wall(EA, OURS),
         "ea_over_uniform_cpu": cpu(EA, OURS),
+    }
+
+
+def compare_table(rounds: Sequence[Round]) -> dict[str, Ratio]:
+    """Our loop with a table over the same with the teacher, and over the student alone."""
+    return {
+        name: paired_ratio([(each[TABLE].wall, each[bottom].wall) for each in rounds])
+        for name, bottom in (("table_over_step", OURS), ("table_over_student", STUDENT))
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from eakd.checking import check_keys
+from eakd.classification.answers import (
+    AnswerTable,
+    answered_sizes,
+    facts_of_table,
+    in_training_mode,
+    placed,
+)
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
 from eakd.config import FACTS, needs_teacher, plain
@@ -27,10 +36,13 @@ from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
 from eakd.training.hints import teacher_command
 from eakd.training.parallel import synchronize_batchnorm
+from eakd.training.reading import read_json
 from eakd.training.run import build_compute
 from eakd.training.schedule import Recipe
 from eakd.training.task import Built
 from eakd.weighting import WeightFunction, Weighting
+
+log = logging.getLogger(__name__)
 
 STRONG_VIEWS = {"none": None, "randaugment": randaugment}
 PIPELINE_KEYS = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
@@ -71,11 +83,80 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
                 teacher, path, data, compute, temperature, cache, network=network_text(config)
             )
     distiller = build_distiller(config, student, teacher, weighting, data.image_size, compute)
+    notes = {}
+    if teacher is not None:
+        facts = facts_of_table(inputs["teacher_digest"], data, compute, fold, network_text(config))
+        notes["teacher_table"] = use_table(config, distiller, data, compute, facts)
+        if compute.device.type != "cpu":  # there a table may change bits, so a run keeps to it
+            inputs |= notes
     if synchronize:  # what the method trains besides the student, which it may hold lists of
         for name, module in distiller.named_children():
             if module is not student:
                 setattr(distiller, name, synchronize_batchnorm(module))
-    return Built(data, distiller, metrics, ranking, inputs)
+    return Built(data, distiller, metrics, ranking, inputs, notes)
+
+
+def use_table(
+    config: DictConfig,
+    distiller: Distiller,
+    data: Pipeline,
+    compute: Compute,
+    facts: dict[str, Any],
+) -> str:
+    """Let a table answer for the teacher, as ``config.teacher.table`` says.
+
+    Returns:
+        The name of the table that answers, or ``"none"``.
+
+    Raises:
+        UserError: a table that is to be built cannot be.
+    """
+    mode = config.teacher.get("table", "auto")
+    table = AnswerTable(Path(config.checkpoint_root) / "answers", facts)
+    if not mode or (mode == "auto" and not table.folder.is_dir()):
+        return "none"
+    reason = why_no_table(distiller, data)
+    if reason is None and compute.device.type != "cpu" and config.resume:
+        before = read_json(Path(config.run_dir) / "environment.json") or {}
+        if before.get("teacher_table") == "none":
+            reason = "this run began without"
+    answers = table.open() if reason is None else None
+    run = distiller.teacher, data, compute
+    if reason is None and (answers is not None or mode is True):
+        # Before a table is built, too: it might be of no use.
+        data.answered = answered_sizes(answers, *run, doubled=distiller.needs_strong_view)
+        if answers is None and data.answered:
+            shown = sys.stderr.isatty() if config.progress is None else config.progress
+            table.build(*run, shown)
+            answers = table.open()
+            if answers is not None:
+                data.answered = answered_sizes(answers, *run, doubled=distiller.needs_strong_view)
+        if not data.answered:
+            reason = f"the teacher rounds batches of {data.batch_sizes()} differently here"
+    if reason is None and answers is None:
+        reason = f"{table.folder} is unfinished or damaged, teacher.table=true completes it"
+    if reason is not None:
+        log.info("teacher.table: not used, %s", reason)
+        return "none"
+    data.answers = placed(answers, compute.device)
+    others = sorted(data.batch_sizes() - data.answered)
+    log.info(
+        "teacher.table: %s answers for the teacher%s",
+        table,
+        f", but for batches of {others}, which round differently" if others else "",
+    )
+    return table.folder.name
+
+
+def why_no_table(distiller: Distiller, data: Pipeline) -> str | None:
+    """Why no table can answer for the teacher, or ``None`` if one can."""
+    if not distiller.takes_answers:
+        return f"{type(distiller).__name__} asks the teacher for more than logits"
+    if in_training_mode(distiller.teacher):
+        return "the teacher runs in training mode"
+    if data.views is None:
+        return "data.rotation makes views without number"
+    return None
 
 
 def find_inputs(config: DictConfig) -> dict[str, str]:
@@ -208,7 +289,8 @@ def build_teacher(
 def network_text(config: DictConfig) -> str:
     """What besides its weights decides what the teacher answers, such as its input size."""
     node = plain(config.teacher)
-    node.pop("checkpoint", None)
+    for key in FACTS["teacher"][1:]:  # all but the name
+        node.pop(key, None)
     return json.dumps(node, sort_keys=True, default=str)
 
 

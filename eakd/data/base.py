@@ -44,12 +44,15 @@ class Batch(NamedTuple):
         targets: ``(N,)`` int64.
         index: ``(N,)`` int64 position of each sample in the training set.
         strong: a second, strongly augmented view of the same samples, or ``None``.
+        teacher_logits: ``(N, C)`` float32, what the teacher says of ``images``, where that is known
+            already (`Pipeline.answers`); else ``None``.
     """
 
     images: Tensor
     targets: Tensor
     index: Tensor
     strong: Tensor | None = None
+    teacher_logits: Tensor | None = None
 
 
 def fingerprint(classes: tuple[str, ...], *arrays: np.ndarray) -> str:

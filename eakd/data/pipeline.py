@@ -8,7 +8,8 @@ an epoch can be entered at any step, and every device sees the same batches.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,9 +102,19 @@ class Pipeline:
         part: ``(rank, size)``: `epoch` gives part number ``rank`` of ``size`` of each batch. The
             parts make up the batch, augmentation included, and their sizes differ by 1 at most.
 
+    Attributes:
+        answers: ``(views * M, C)`` float32, on the device or on the CPU: a teacher's logits for
+            each view of each of the ``M`` training images, view after view (see `view`). If set,
+            training batches bring theirs along, as `Batch.teacher_logits`.
+        answered: the sizes of batches that do. A single image takes other kernels than several, so
+            that a teacher's logits for it round differently.
+
     Raises:
         UserError: an argument out of range, or a batch that is too small for so many parts.
     """
+
+    answers: Tensor | None = None
+    answered: Container[int] = range(2, sys.maxsize)
 
     def __init__(
         self,
@@ -147,6 +158,7 @@ class Pipeline:
         self.eval_batch_size = eval_batch_size
         self.seed = seed
         self.crop_padding, self.flip, self.rotation = crop_padding, flip, rotation
+        self.mean, self.std = list(map(float, mean)), list(map(float, std))
         self.drop_last = drop_last
         self.strong_view = strong_view
         self.part = part
@@ -238,6 +250,15 @@ class Pipeline:
         """What `evaluation` knows: ``"train"``, ``"test"`` and, if set aside, ``"val"``."""
         return tuple(self._members)
 
+    @property
+    def views(self) -> int | None:
+        """How many augmented views an image has; ``None`` with a rotation, which has no end."""
+        return None if self.rotation else self._places**2 * (2 if self.flip else 1)
+
+    @property
+    def _places(self) -> int:
+        return 2 * self.crop_padding + 1
+
     def _steps_of_a_pass(self) -> int:
         if self.drop_last:
             return self.train_size // self.batch_size
@@ -249,6 +270,13 @@ class Pipeline:
     def step_size(self, step: int) -> int:
         """Samples of a training step (counted from 0), of all parts together."""
         return min(self.batch_size, self.train_size - step * self.batch_size)
+
+    def batch_sizes(self) -> set[int]:
+        """Those of all training batches that `epoch` gives, micro-batches and parts alike."""
+        last = self.steps_per_epoch - 1  # all before are full
+        wholes = {self.step_size(step) for step in (0, last)}
+        pieces = (p for n in wholes for p in _pieces(_part(n, self.part), self.accumulate))
+        return {piece.stop - piece.start for piece in pieces}
 
     def has_split(self, split: str) -> bool:
         """Whether `evaluation` knows ``split``."""
@@ -277,6 +305,9 @@ class Pipeline:
         index = order.to(self.device)
         weak = self._draw_view(epoch, "weak")
         other = None if self.strong_view is None else self._draw_view(epoch, "strong")
+        rows = None
+        if self.answers is not None:  # looked up where they lie
+            rows = (self._number(weak) * len(self._labels["train"]) + index).to(self.answers.device)
         for step in range(start, self.steps_per_epoch):
             size, made = self.step_size(step), []
             for piece in _pieces(_part(size, self.part), self.accumulate):
@@ -297,6 +328,7 @@ class Pipeline:
                         targets=self._labels["train"][index[at]],
                         index=index[at],
                         strong=strong,
+                        teacher_logits=None if rows is None else self._look_up(rows[at]),
                     )
                 )
             yield made if self.accumulate > 1 else made[0]
@@ -332,6 +364,35 @@ class Pipeline:
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         return batch.to(self.device, non_blocking=True)
+
+    def view(self, numbers: Tensor, members: Tensor) -> Tensor:
+        """Images of the training set, augmented as wanted.
+
+        Args:
+            numbers: ``(N,)`` int64 in ``[0, views)``: row of the crop, then column, then flip.
+            members: ``(N,)`` int64 on the CPU, positions in the training set.
+
+        Returns:
+            ``(N, 3, H, W)`` as in `Batch.images`.
+        """
+        places, flips = numbers // (2 if self.flip else 1), numbers % 2 == 1
+        offsets = torch.stack((places // self._places, places % self._places), dim=1)
+        geometry = View(*(x.to(self.device) for x in (torch.zeros(len(places)), offsets, flips)))
+        images = self._fetch("train", members, members.to(self.device))
+        return self._normalize(self._apply(geometry, slice(None), images))
+
+    def _number(self, view: View) -> Tensor:
+        """``(N,)`` int64, the number of each image's view."""
+        place = view.offsets[:, 0] * self._places + view.offsets[:, 1]
+        return 2 * place + view.flips if self.flip else place
+
+    def _look_up(self, rows: Tensor) -> Tensor | None:
+        if len(rows) not in self.answered:
+            return None
+        found = self.answers[rows]
+        if found.device != self.device and self.device.type == "cuda":
+            found = found.pin_memory()
+        return found.to(self.device, non_blocking=True)
 
     def _draw_view(self, epoch: int, name: str) -> View:
         """Everything is drawn, used or not: switching the flips off leaves the crops alone."""

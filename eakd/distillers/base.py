@@ -129,10 +129,13 @@ class Distiller(nn.Module):
     Attributes:
         needs_strong_view: the method compares two views of an image.
         folds_teacher: it works with batch norms folded into the teacher's convolutions.
+        takes_answers: of the weak view it asks the teacher for logits alone, and by
+            `teacher_logits`, so that a table of them can answer.
     """
 
     needs_strong_view = False
     folds_teacher = True
+    takes_answers = False
 
     def __init__(
         self,
@@ -173,6 +176,11 @@ class Distiller(nn.Module):
         """The teacher's output for ``images``, without gradient."""
         with torch.no_grad():
             return self.teacher(images, features=features)
+
+    def teacher_logits(self, batch: Batch) -> Tensor:
+        """``(N, C)`` of ``batch.images``: those that the batch brings, or else a teacher pass."""
+        known = batch.teacher_logits
+        return self.teach(batch.images).logits if known is None else known
 
     def passes(self, batch: Batch, progress: Progress) -> Any:
         """Run the networks and every other module, but compute no loss.

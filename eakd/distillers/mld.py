@@ -172,10 +172,13 @@ class MLD(LogitDistiller):
     def passes(self, batch: Batch, progress: Progress) -> tuple[LogitPair, LogitPair]:
         """The (student, teacher) logits of the weak and of the strong view."""
         self.check_strong_view(batch.strong is not None)
-        # The frozen teacher takes both views at once; the student one by one, because each view
-        # has its own batch statistics.
-        both = self.teach(torch.cat([batch.images, batch.strong])).logits
-        teacher_weak, teacher_strong = both.chunk(2)
+        if batch.teacher_logits is None:
+            # The frozen teacher takes both views at once; the student one by one, because each
+            # view has its own batch statistics.
+            both = self.teach(torch.cat([batch.images, batch.strong])).logits
+            teacher_weak, teacher_strong = both.chunk(2)
+        else:
+            teacher_weak, teacher_strong = batch.teacher_logits, self.teach(batch.strong).logits
         student_weak = self.student(batch.images, features=False).logits
         student_strong = self.student(batch.strong, features=False).logits
         return (student_weak, teacher_weak), (student_strong, teacher_strong)

@@ -59,6 +59,8 @@ class LogitDistiller(Distiller):
             so the second choice makes the weight almost a constant.
     """
 
+    takes_answers = True
+
     def __init__(
         self,
         student: nn.Module,
@@ -75,7 +77,7 @@ class LogitDistiller(Distiller):
 
     def passes(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's logits ``(N, C)``."""
-        teacher_logits = self.teach(batch.images).logits
+        teacher_logits = self.teacher_logits(batch)
         return self.student(batch.images, features=False).logits, teacher_logits
 
     def loss_and_entropy_logits(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
+from eakd.reproduce.answers import tables_that_pay
 from eakd.reproduce.launch import launch
 from eakd.reproduce.plan import Job, Plan
 from eakd.reproduce.states import read_states
@@ -33,10 +35,17 @@ def run_plan(plan: Plan, retry: bool = False) -> None:
     absent = {job.saves for job in plan.teachers if not job.saves.is_file()}
     if absent:
         log.info("runs that need these teachers wait: %s", ", ".join(map(str, sorted(absent))))
-    _launch([job for job in plan.students if job.teacher not in absent], wanted)
+    tables = tables_that_pay(plan, read_states(plan.students))
+    for table in tables:
+        log.info("%s", table)
+    using = frozenset().union(*(table.jobs for table in tables if table.room))
+    _launch([job for job in plan.students if job.teacher not in absent], wanted, using)
 
 
-def _launch(jobs: Sequence[Job], wanted: Sequence[str]) -> None:
+def _launch(
+    jobs: Sequence[Job], wanted: Sequence[str], using: Container[Path] = frozenset()
+) -> None:
+    """Run the jobs in a wanted state; those in ``using`` with a table of the teacher's answers."""
     states = read_states(jobs)
     todo = [job for job in jobs if states[job.directory].name in wanted]
     log.info("%d of %d runs to do", len(todo), len(jobs))
@@ -45,4 +54,7 @@ def _launch(jobs: Sequence[Job], wanted: Sequence[str]) -> None:
     again = {
         job.directory: ["resume=false"] for job in todo if states[job.directory].name == "stale"
     }
-    launch([[*job.overrides, *again.get(job.directory, [])] for job in todo], list(chosen))
+    tables = {job.directory: ["teacher.table=true"] for job in todo if job.directory in using}
+    more = [[*again.get(job.directory, []), *tables.get(job.directory, [])] for job in todo]
+    words = [[*job.overrides, *each] for job, each in zip(todo, more, strict=True)]
+    launch(words, list(chosen))

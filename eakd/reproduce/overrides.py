@@ -74,7 +74,7 @@ def of_teacher(overrides: Sequence[str]) -> Iterator[str]:
     for text in overrides:
         role, _, key = read(text).key_or_group.partition(".")
         if role == "teacher":
-            if key != "checkpoint":
+            if key not in ("checkpoint", "table"):
                 yield text.replace("teacher.", "student.", 1)
         elif role not in ("student", "distiller", "weighting"):
             yield text

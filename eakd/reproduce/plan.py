@@ -43,6 +43,7 @@ class Job:
         kind: jobs of one kind take equally long.
         teacher: the file of the teacher that it needs, or ``None``.
         saves: the teacher's file that it leaves, or ``None``.
+        answers: ``(views, bytes)`` of a table of its teacher's answers; see `_answers`.
     """
 
     directory: Path
@@ -52,6 +53,7 @@ class Job:
     kind: str
     teacher: Path | None = None
     saves: Path | None = None
+    answers: tuple[int, int] | None = None
 
     @property
     def epochs(self) -> int:
@@ -291,8 +293,24 @@ def _jobs(
             kind=kind,
             teacher=teacher,
             saves=saved if config.save_teacher else None,
+            answers=_answers(config) if teacher else None,
         )
     return jobs
+
+
+def _answers(config: DictConfig) -> tuple[int, int] | None:
+    """The views of a training image, and the bytes of a table of logits for all of them.
+
+    ``None`` where the run takes no table (it compares features, or images are rotated), where it is
+    told what to do (``teacher.table``), or where the file of the data does not say how large it is.
+    """
+    data, samples = config.data, OmegaConf.select(config, "data.plan.samples")
+    free = config.teacher.get("table", "auto") == "auto" and config.distiller.get("logits_only")
+    known = all(isinstance(x, int) for x in (samples, data.get("num_classes")))
+    if not (free and known) or data.get("rotation", 1) or "crop_padding" not in data:
+        return None
+    views = (2 * data.crop_padding + 1) ** 2 * (2 if data.flip else 1)
+    return views, 4 * views * samples * data.num_classes
 
 
 def _teacher_file(config: DictConfig) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from eakd.reproduce.answers import tables_that_pay
 from eakd.reproduce.escaping import printable
 from eakd.reproduce.plan import STATES, Job, Plan, State
 from eakd.reproduce.table import Cell
@@ -84,6 +85,7 @@ def describe_plan(
         rest = f"; the speed of {unknown} more is not known" if unknown else ""
         if known:
             lines.append(f"  {hours:.1f} hours remain on one {device} for {known} runs{rest}")
+    lines += [f"  {shared}" for shared in tables_that_pay(plan, states)]
     for job in jobs:
         name, text, _ = states[job.directory]
         if every_run or (not grid and name not in ("done", "to do")):

@@ -122,7 +122,11 @@ def choices(config: DictConfig, **roles: str) -> list[str]:
     roles = roles or {"teacher": "teacher", "student": "student"}
     found = [*group_words("data", raw["data"]), *group_words("recipe", raw["recipe"])]
     found += [word for role, key in roles.items() for word in group_words(role, raw[key])]
-    known = (f"recipe={raw['data']['name']}", "~teacher.checkpoint")  # these come by themselves
+    known = (
+        f"recipe={raw['data']['name']}",
+        "~teacher.checkpoint",
+        "~teacher.table",
+    )  # these come by themselves
     return [word for word in found if word not in known]
 
 

@@ -34,7 +34,8 @@ def teacher_overrides(config: DictConfig) -> list[str]:
     """
     raw = OmegaConf.to_container(config)
     network = raw["teacher"] if "teacher" in raw else raw["model"]
-    network.pop("checkpoint", None)
+    for key in ("checkpoint", "table"):
+        network.pop(key, None)
     words = [
         *group_words("data", raw["data"]),
         *group_words("student", network),

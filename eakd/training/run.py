@@ -123,7 +123,9 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
             return summary
         write_hydra_files(record, config)
         # Here and not at the end: a run that fails must tell where it ran.
-        record.write_environment(device=str(compute.device), precision=compute.precision, **inputs)
+        record.write_environment(
+            device=str(compute.device), precision=compute.precision, **built.notes | inputs
+        )
         try:
             names = start_tracking(tracker, record, config)
             result = fit(
@@ -215,6 +217,7 @@ def describe_computation(built: Built, compute: Compute) -> dict[str, Any]:
         "device": str(compute.device),
         "processes": compute.processes.size,
         "precision": compute.precision,
+        **built.notes,
     }
 
 

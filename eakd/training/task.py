@@ -68,6 +68,7 @@ class Built(NamedTuple):
         teacher_entropy: ``(N,)`` in nats, of each sample of the training set without augmentation,
             by its `Data` index: the ranking that records keep through all epochs, or ``None``.
         inputs: see `Task.inputs`.
+        notes: what else records tell of the run; it may be otherwise when the run continues.
     """
 
     data: Data
@@ -75,6 +76,7 @@ class Built(NamedTuple):
     teacher: Mapping[str, float] = {}
     teacher_entropy: Tensor | None = None
     inputs: Mapping[str, str] = {}
+    notes: Mapping[str, str] = {}
 
 
 class Task(Protocol):

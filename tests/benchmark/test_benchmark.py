@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,30 @@ def test_it_measures_four_loops(tmp_path):
     median, low, high = numbers["ea_over_uniform_time"]
     assert low <= median <= high
     assert f"EA step / uniform step: {median:.4f} ({low:.4f} to {high:.4f})" in text
+
+
+def test_a_table_adds_two_loops(tmp_path):
+    output = tmp_path / "speed.json"
+    words = [*SMALL, "num_classes=10", "rounds=1", "table=true", f"output={output}"]
+    text = benchmark(compose([*words, "distiller=mld"], "benchmark"))
+    numbers = json.loads(output.read_text())
+    for name in ("ours, teacher's table", "student alone"):
+        assert len(numbers["step_seconds"][name]) == 10 and f"| {name} | " in text
+    for line in ("step with a table / step: ", "step with a table / student alone: "):
+        assert line in text
+    assert numbers["table_over_step"][0] > 0 and numbers["table_over_student"][0] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["distiller=fcfd"], "table: found true, allowed is false: FCFD asks the teacher for more"),
+        (["methods=[kd]"], "table: found true, allowed with a list of methods is false"),
+    ],
+)
+def test_a_table_that_cannot_answer_is_refused(words, line):
+    with pytest.raises(UserError, match=f"^{re.escape(line)}"):
+        benchmark(compose([*SMALL, "table=true", *words], "benchmark"))
 
 
 def test_too_few_steps_are_refused():

@@ -279,3 +279,18 @@ def test_every_method_runs_on_two_processes(common, tmp_path):
             (ours,), (theirs,) = metrics(folder), metrics(one)
             assert ours.keys() == theirs.keys()
             assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.5)
+
+
+def test_a_table_answers_for_the_teacher_in_both(common, tmp_path):
+    (word,) = (word for word in common if word.startswith("checkpoint_root="))
+    shutil.copytree(word.partition("=")[2], tmp_path / "checkpoints")
+    words = [*common, f"checkpoint_root={tmp_path / 'checkpoints'}"]
+    words += ["data.train_per_class=8", "recipe.batch_size=32"]
+    summaries = {}
+    for table in ("false", "true"):
+        launch(*words, f"teacher.table={table}", f"run_dir={tmp_path / table}")
+        summaries[table] = json.loads((tmp_path / table / "summary.json").read_text())
+    (folder,) = (tmp_path / "checkpoints" / "answers").iterdir()
+    assert summaries["false"]["teacher_table"] == "none"
+    assert summaries["true"]["teacher_table"] == folder.name
+    assert_same_weights(tmp_path / "false", tmp_path / "true", tolerance=0)
