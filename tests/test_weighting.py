@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
 from eakd import Weighting, ea_weight, entropy
-from eakd.config import ROOT, compose, method_label
+from eakd.composing import compose
+from eakd.config import ROOT, method_label
 from eakd.distillers import Distiller, Progress, Terms
 from eakd.errors import UserError
 from eakd.training.run import run

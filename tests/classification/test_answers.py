@@ -152,7 +152,7 @@ def test_each_form_of_a_teacher_has_its_own_table(job, tmp_path):
         {"crop_padding": 2, "flip": True, "val_fraction": 0.2, "part": (1, 2)},
         {"accumulate": 2, "batch_size": 25, "strong_view": randaugment},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options) or "plain",
 )
 def test_a_row_is_the_view_that_the_batch_shows(options):
     data = pipeline(**options)
