@@ -57,7 +57,6 @@ PLUGINS = {
 LOGGING = (logging.Handler, logging.Formatter, logging.Filter)
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
-
 # Values of root files that would else be looked at late, after the work; null where that is theirs.
 CHECKS: dict[str, Callable[[str, object], object]] = {
     **dict.fromkeys(("output_root", "checkpoint_root"), check_folder),
@@ -68,7 +67,6 @@ CHECKS: dict[str, Callable[[str, object], object]] = {
     "seed": functools.partial(check_number, at_least=0, integer=True),
     "measure": functools.partial(check_number, at_least=0, integer=True),
 }
-
 
 # Where sweeps of this process lie: nothing else tells before the first of their runs starts.
 SWEEPS: set[str] = set()
@@ -95,35 +93,44 @@ def watch() -> None:
             raise UserError(
                 f"{' '.join(words)}: found what Hydra cannot compose ({reason})"
             ) from error
-        if (CONFIGS / f"{given['config_name']}.yaml").is_file():  # not an application of others
-            check_config(config, self, given["config_name"], given["run_mode"])
+        check_hydra(OmegaConf.to_container(config.hydra))
+        name, mode = given["config_name"], given["run_mode"]
+        if (CONFIGS / f"{name}.yaml").is_file():
+            check_config(config, self, name, mode)
+        elif "run_dir" in config:  # a root file of one's own that includes ours
+            check_config(config, self, "train", mode, own_keys=True)
         return config
 
     ConfigLoaderImpl.load_configuration = checked
 
 
 def check_config(
-    config: DictConfig, loader: ConfigLoaderImpl, config_name: str, mode: RunMode
+    config: DictConfig,
+    loader: ConfigLoaderImpl,
+    config_name: str,
+    mode: RunMode,
+    own_keys: bool = False,
 ) -> None:
-    """Refuse what Hydra must not act on, and keys that nothing reads.
+    """Refuse keys that nothing reads, and values that would else be looked at late.
 
     Args:
         config: with its ``hydra`` node.
         loader: what composed it.
         config_name: the root file.
         mode: the config of a whole sweep holds no swept values.
+        own_keys: there may be keys that are not ours.
 
     Raises:
         UserError: the key, what was found, what is allowed.
     """
     raw = OmegaConf.to_container(config)  # unresolved: interpolations are texts
     settings = raw.pop("hydra")
-    check_hydra(settings)
     groups, known = root_keys(config_name)
-    check_keys(raw, {**dict.fromkeys(groups), **known})
-    for key in CHECKS.keys() & known.keys():
-        if config[key] is not None or known[key] is not None:
-            CHECKS[key](key, config[key])
+    if not own_keys:
+        check_keys(raw, {**dict.fromkeys(groups), **known})
+    for key, check in CHECKS.items():
+        if key in known and (config[key] is not None or known[key] is not None):
+            check(key, config[key])
     if mode == RunMode.MULTIRUN:
         SWEEPS.add(str(config.hydra.sweep.dir))
         return

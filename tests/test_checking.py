@@ -210,6 +210,19 @@ def test_a_downloaded_config_is_checked_like_a_typed_one(tmp_path):
             assert "found 'os.mkdir', allowed is" in result.stderr and not proof.exists()
 
 
+def test_a_root_file_of_ones_own(tmp_path):
+    """It may have keys of its own; what Hydra would call, and values, are checked all the same."""
+    root = "defaults:\n  - train\n  - _self_\nlength: 1\nrecipe:\n  epochs: ${length}\n"
+    (tmp_path / "mine.yaml").write_text(root)
+    words = ["--config-dir", str(tmp_path), "--config-name=mine", "distiller=none"]
+    words += ["data.train_per_class=1", "recipe.batch_size=10", "run_dir=here"]
+    assert "seed: found 'x'" in refused(*words, "seed=x", cwd=tmp_path)
+    launcher = "hydra.launcher._target_=torch.load"
+    assert launcher[:23] in refused("-m", *words, launcher, cwd=tmp_path)
+    result = train(*words, cwd=tmp_path)
+    assert result.returncode == 0 and "epoch 1/1" in result.stdout, result.stderr
+
+
 def test_a_rerun_that_would_unpickle(tmp_path):
     for option in ("--experimental-rerun", "--experimental-rerun=x", "--exp=x"):
         assert "loads a pickle" in refused(option, "x", cwd=tmp_path)
