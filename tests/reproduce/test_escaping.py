@@ -90,7 +90,7 @@ class Tags(HTMLParser):
 def test_every_format_of_a_table_with_hostile_names(text, tmp_path):
     def files(name):
         definition = {**load_table("control"), "title": name, "quantity": name, "unit": name}
-        of = make_table(definition, pairs=["resnet8-resnet8"], variants=["uniform"])
+        of = make_table(definition, ["resnet8-resnet8"], ["kd"], ["uniform"])
         (cell,) = of.cells
         run = {"seed": 0, "epochs": 1, "selection": name, "seconds": 1.0, "recipe": name}
         run |= {"top1_last": 1.0, "top1_best": 1.0, "precision": name, "device": name}
