@@ -42,7 +42,10 @@ ALLOWED = {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training", "classification"),
     },
-    "reproduce": {"errors", "files", *CONFIG, "command_line", "training", "benchmark"},
+    "reproduce": {
+        *("errors", "files", *CONFIG, "command_line"),
+        *("training", "classification", "benchmark"),  # quickstart is of images
+    },
     "teachers": {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),

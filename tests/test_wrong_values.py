@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 from eakd import commands
@@ -93,6 +95,8 @@ def command(root, overrides, errors=None):
         return error.code, errors() if errors else ""
     finally:
         sys.argv = arguments
+        HydraConfig.instance().cfg = None  # which Hydra leaves as it was, for the tests that follow
+        torch.set_num_threads(1)
     return 0, errors() if errors else ""
 
 

@@ -41,7 +41,7 @@ def test_cosine_with_warmup():
         ({"epochs": 1, "lr": float("nan")}, "lr: found nan"),
         ({"epochs": 1, "schedule": "poly"}, "schedule: found 'poly', allowed is one of step"),
         ({"epochs": 1, "optimizer": "adam"}, "optimizer: found 'adam', allowed is one of sgd"),
-        ({"epochs": 1, "betas": 0.9}, "betas: found 0.9, allowed is a list of two numbers"),
+        ({"epochs": 1, "betas": 0.9}, "betas: found 0.9, allowed is a list of 2 numbers"),
         ({"epochs": 1, "betas": (0.9, 2)}, "betas: found 2"),
         ({"epochs": 1, "clip_norm": 0}, "clip_norm: found 0, allowed is a number > 0"),
         ({"epochs": 1, "accumulate": 0}, "accumulate: found 0, allowed is an integer >= 1"),
