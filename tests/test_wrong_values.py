@@ -4,6 +4,7 @@ The keys come from the composed configs, so that a new key is tried without bein
 test run tries a few hundred of the pairs, and all with EAKD_TEST_ALL_VALUES=1.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -89,13 +90,17 @@ def workplace(tmp_path_factory):
 def command(root, overrides, errors=None):
     """The exit status of a command in this process, and what it printed to ``errors``."""
     arguments, sys.argv = sys.argv, [f"eakd-{root}", *overrides]
+    logger = logging.getLogger()
+    level, handlers = logger.level, logger.handlers[:]
     try:
         getattr(commands, root)()
     except SystemExit as error:
         return error.code, errors() if errors else ""
     finally:
-        sys.argv = arguments
-        HydraConfig.instance().cfg = None  # which Hydra leaves as it was, for the tests that follow
+        # What Hydra and a run leave, for the tests that follow in this process.
+        sys.argv, logger.handlers[:] = arguments, handlers
+        logger.setLevel(level)
+        HydraConfig.instance().cfg = None
         torch.set_num_threads(1)
     return 0, errors() if errors else ""
 
