@@ -36,7 +36,7 @@ from eakd.errors import (
     nearest,
     shortened,
 )
-from eakd.targets import locate, target_of, unknown_key
+from eakd.targets import called_by, locate, target_of, unknown_key
 
 # Hydra's settings of where a run lies, which follow from ours -> our key for the same.
 PLACES = {
@@ -80,10 +80,11 @@ def watch() -> None:
     load = ConfigLoaderImpl.load_configuration
     if hasattr(load, "__wrapped__"):
         return
+    signature = inspect.signature(load)
 
     @functools.wraps(load)
     def checked(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
-        given = inspect.signature(load).bind(self, *args, **kwargs).arguments
+        given = signature.bind(self, *args, **kwargs).arguments
         try:
             config = load(self, *args, **kwargs)
         except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
@@ -141,7 +142,7 @@ def check_config(
             raise UserError(f"{group}: found {shortened(found)}, allowed {allowed}")
     check_names(config, loader, settings["overrides"]["task"])
     if "run_dir" in known:
-        check_run(config, settings)
+        check_run(config, raw, settings)
 
 
 @functools.cache
@@ -281,20 +282,20 @@ def check_names(config: DictConfig, loader: ConfigLoaderImpl, overrides: list[st
                 for choice in choices
             )
             # A file without a name of its own (image_folder) is what the user says.
-            if not OmegaConf.is_missing(own, "name") and _called(node) != _called(other):
+            if not OmegaConf.is_missing(own, "name") and called_by(node) != called_by(other):
                 raise UserError(
                     f"{key}: found {shortened(name)}, the name of another {group}, allowed is "
                     f"{group}={name}, or a name of its own"
                 )
 
 
-def _called(node: DictConfig) -> Any:
-    """The target of a node, or of its ``load``."""
-    return node.get("_target_") or (node.get("load") or {}).get("_target_")
+def check_run(config: DictConfig, raw: dict[str, Any], settings: dict[str, Any]) -> None:
+    """What becomes part of a run's path, before there is one.
 
-
-def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
-    """What becomes part of a run's path, before there is one."""
+    Args:
+        raw: the config, unresolved, without the ``hydra`` node.
+        settings: that node.
+    """
     names = [f"{key}.name" for key in ("data", "teacher", "student", "distiller")]
     for key in (*names, *(["weighting.kind"] if "kind" in config.weighting else [])):
         group, _, last = key.partition(".")
@@ -307,13 +308,12 @@ def check_run(config: DictConfig, settings: dict[str, Any]) -> None:
             raise UserError(
                 f"hydra.{key}: found {shortened(found)}, allowed is {ours.format(found)}"
             )
-    if not _has_missing(OmegaConf.to_container(config)):  # which is told when it is needed
+    if not _has_missing(raw):  # which is told when it is needed
         check_folder("run_dir", config.run_dir)
 
 
 def _has_missing(node: Any) -> bool:
-    """Whether a value is still to be given (``???``), but for Hydra's own."""
+    """Whether a value is still to be given (``???``)."""
     if isinstance(node, dict | list):
-        items = node.items() if isinstance(node, dict) else enumerate(node)
-        return any(key != "hydra" and _has_missing(value) for key, value in items)
+        return any(map(_has_missing, node.values() if isinstance(node, dict) else node))
     return node == "???"

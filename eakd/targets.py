@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -50,6 +50,11 @@ def locate(name: object, key: str) -> Any:
             f"{key}: found {shortened(name)}, allowed is the dotted name of something that can be "
             f"imported ({reason})"
         ) from error
+
+
+def called_by(node: Mapping[str, Any] | DictConfig) -> Any:
+    """The target that a node names, itself or in its ``load``, as data sets do."""
+    return node.get("_target_") or (node.get("load") or {}).get("_target_")
 
 
 def target_of(node: object, key: str, kind: type) -> Any:

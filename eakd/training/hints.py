@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.composing import compose, options
 from eakd.places import command_words, config_folders
+from eakd.targets import called_by
 
 
 def teacher_command(config: DictConfig, more: Sequence[str] = ()) -> str:
@@ -59,7 +60,7 @@ def group_words(group: str, node: dict[str, Any]) -> list[str]:
     """The overrides that compose ``node``: a choice of the group, then what differs from it."""
     name, choices = str(node.get("name")), options(group)
     # Something else may be called as a choice is, and a choice not as its file is.
-    if name in choices and _target(_choice(group, name)) == _target(node):
+    if name in choices and called_by(_choice(group, name)) == called_by(node):
         choices = [name]
     words = [[f"{group}={c}", *_changes(group, _choice(group, c), node)] for c in choices]
     return min(words, key=len)
@@ -67,10 +68,6 @@ def group_words(group: str, node: dict[str, Any]) -> list[str]:
 
 def _choice(group: str, name: str) -> dict[str, Any]:
     return OmegaConf.to_container(compose([f"{group}={name}"])[group])
-
-
-def _target(node: dict[str, Any]) -> Any:
-    return node.get("_target_") or node.get("load", {}).get("_target_")
 
 
 def _changes(key: str, found: Any, wanted: Any) -> Iterator[str]:
