@@ -1,0 +1,1 @@
+"""The paper's figures and what comes after them, computed from what runs leave."""

@@ -1,0 +1,91 @@
+"""What a figure comes to: panels to draw, numbers to print, and what they were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, cloud, set of bars or row of pictures in a panel.
+
+    Attributes:
+        name: as people read it: a method, ``teacher``, a class. It decides colour and marker.
+        x, y: ``(n,)``.
+        low, high: ``(n,)``, a band or error bars around ``y``; ``None`` without.
+        label: what the legend says instead of ``name``.
+        style: ``line``, ``points``, ``bars``, ``steps``, ``reference`` (grey, labelled directly) or
+            ``rings`` (hollow markers over others).
+        color: ``(n,)`` numbers for a colour map instead of one colour; ``None`` mostly.
+    """
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    label: str | None = None
+    style: str = "line"
+    color: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title, x, y: texts, with units.
+        series: drawn in this order.
+        surface: ``(x (k,), y (m,), z (m, k))`` under them, as contours or a heat map; ``None``
+            mostly.
+        surface_style: ``contour`` (lines with numbers), ``filled`` or ``heat``.
+        levels: of contours; ``None`` for ten.
+        pictures: ``(n, h, w, 3)`` uint8 with one of ``captions`` each, in place of axes.
+        log: which axes are logarithmic: ``""``, ``x``, ``y`` or ``xy``.
+        x_ticks: ``{position: text}`` where numbers would not say it.
+        equal: one unit is equally long on both axes.
+    """
+
+    title: str = ""
+    x: str = ""
+    y: str = ""
+    series: tuple[Series, ...] = ()
+    surface: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    surface_style: str = "contour"
+    levels: tuple[float, ...] | None = None
+    pictures: np.ndarray | None = None
+    captions: tuple[str, ...] = ()
+    log: str = ""
+    x_ticks: Mapping[float, str] = field(default_factory=dict)
+    equal: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure before it is drawn. It holds no torch object, and drawing needs nothing else.
+
+    Attributes:
+        panels: ``{key: panel}``; the key names its rows in ``data.csv``.
+        columns: panels side by side.
+        numbers: ``{dotted.name: number}``, all that is printed or stated.
+        tests: ``{dotted.name: p}`` of paired tests, after correction.
+        shows, not_shows: one sentence each, with numbers: what it shows, and what it does not.
+        notes: further sentences of the caption: readings that were chosen, seeds that are missing.
+        about: ``seeds, epochs, samples, split, entropy_temperature, protocol, device, commit,
+            versions``, as far as they apply.
+        arrays: further arrays worth keeping, which no panel draws.
+    """
+
+    panels: Mapping[str, Panel]
+    columns: int = 1
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    tests: Mapping[str, float] = field(default_factory=dict)
+    shows: str = ""
+    not_shows: str = ""
+    notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
