@@ -26,7 +26,7 @@ from eakd.classification.teacher import entropies_of_training_set, load_teacher
 from eakd.config import FACTS, needs_teacher, plain
 from eakd.data import ImageData, Pipeline
 from eakd.data.pipeline import StrongView
-from eakd.data.randaugment import randaugment
+from eakd.data.randaugment import RandAugment
 from eakd.distillers.base import Distiller
 from eakd.errors import UserError
 from eakd.models.weights import load_weights
@@ -44,7 +44,7 @@ from eakd.weighting import WeightFunction, Weighting
 
 log = logging.getLogger(__name__)
 
-STRONG_VIEWS = {"none": None, "randaugment": randaugment}
+STRONG_VIEWS = {"none": None, "randaugment": RandAugment()}
 PIPELINE_KEYS = ("mean", "std", "crop_padding", "flip", "rotation", "val_fraction")
 DATA_KEYS = ("name", "num_classes", "load", *PIPELINE_KEYS, *FACTS["data"])
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Container, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,22 @@ from eakd.errors import UserError, check_choice, check_number, check_numbers
 # Sets up to this size are kept on the device: Tiny-ImageNet-200 (1.35 GB) is, ImageNet is not.
 RESIDENT_BYTES = 2 << 30
 
-StrongView = Callable[..., Tensor]  # see `Pipeline`
+# Steps whose strong views are made at once: many small kernels cost the same for any number of
+# images, and more images than these would leave the processor's cache.
+STRONG_STEPS = 4
+
+
+class StrongView(Protocol):
+    """A strong augmentation, in two halves: what is random, and what that does to images."""
+
+    def draw(self, n: int, height: int, width: int, generator: torch.Generator) -> NamedTuple:
+        """A named tuple of tensors ``(n, …)`` on the CPU, drawn from a CPU generator."""
+
+    def apply(self, images: Tensor, parameters: NamedTuple) -> Tensor:
+        """Strong views of ``(N, H, W, 3)`` uint8, cropped and flipped already, on any device.
+
+        Each depends on its own parameters alone.
+        """
 
 
 def stream(*key: object) -> torch.Generator:
@@ -94,11 +109,8 @@ class Pipeline:
         drop_last: leave out the last training step of an epoch if it is not full.
         resident: keep the images on the device: ``True``, ``False`` (batches are moved one by
             one) or ``"auto"``, for sets up to `RESIDENT_BYTES`.
-        strong_view: turns cropped and flipped images ``(N, H, W, 3)`` uint8 into a strong view of
-            the same shape, with random numbers from the given CPU generator. `Batch.strong` then
-            holds it, made from a crop and flip of its own. For a part of a batch it is also given
-            the size of the batch and the slice of it that the images are, and must give them the
-            views that they would have among all.
+        strong_view: what makes `Batch.strong`, from a crop and flip of its own; ``None`` for no
+            such view.
         part: ``(rank, size)``: `epoch` gives part number ``rank`` of ``size`` of each batch. The
             parts make up the batch, augmentation included, and their sizes differ by 1 at most.
 
@@ -304,34 +316,56 @@ class Pipeline:
         # On both sides: images that stay on the host are indexed there, without asking the device.
         index = order.to(self.device)
         weak = self._draw_view(epoch, "weak")
-        other = None if self.strong_view is None else self._draw_view(epoch, "strong")
+        strong = None
+        if self.strong_view is not None:
+            strong = self._strong_views(epoch, start, order, index)
         rows = None
         if self.answers is not None:  # looked up where they lie
             rows = (self._number(weak) * len(self._labels["train"]) + index).to(self.answers.device)
         for step in range(start, self.steps_per_epoch):
-            size, made = self.step_size(step), []
-            for piece in _pieces(_part(size, self.part), self.accumulate):
-                first = step * self.batch_size
-                at = slice(first + piece.start, first + piece.stop)
+            made = []
+            for at in self._pieces(step):
                 images = self._fetch("train", order[at], index[at])
-                strong = None
-                if other is not None:
-                    # Afresh for each piece: all pieces together get the whole step's numbers.
-                    generator = stream(self.seed, epoch, step, "strong_view")
-                    whole = () if piece == slice(0, size) else (size, piece)
-                    strong = self._normalize(
-                        self.strong_view(self._apply(other, at, images), generator, *whole)
-                    )
                 made.append(
                     Batch(
                         images=self._normalize(self._apply(weak, at, images)),
                         targets=self._labels["train"][index[at]],
                         index=index[at],
-                        strong=strong,
+                        strong=None if strong is None else next(strong),
                         teacher_logits=None if rows is None else self._look_up(rows[at]),
                     )
                 )
             yield made if self.accumulate > 1 else made[0]
+
+    def _pieces(self, step: int) -> list[slice]:
+        """Where this part's micro-batches of a step lie in the epoch's order."""
+        first = step * self.batch_size
+        pieces = _pieces(_part(self.step_size(step), self.part), self.accumulate)
+        return [slice(first + piece.start, first + piece.stop) for piece in pieces]
+
+    def _strong_views(
+        self, epoch: int, start: int, order: Tensor, index: Tensor
+    ) -> Iterator[Tensor]:
+        """Those of each micro-batch in turn."""
+        geometry = self._draw_view(epoch, "strong")
+        height, width = self.data.train_images.shape[1:3]
+        for first in range(start, self.steps_per_epoch, STRONG_STEPS):
+            pieces, draws = [], []
+            for step in range(first, min(first + STRONG_STEPS, self.steps_per_epoch)):
+                # Of the whole step, so that all parts and pieces together get its numbers.
+                generator = stream(self.seed, epoch, step, "strong_view")
+                drawn = self.strong_view.draw(self.step_size(step), height, width, generator)
+                at = self._pieces(step)
+                own = slice(*(end - step * self.batch_size for end in (at[0].start, at[-1].stop)))
+                draws.append([values[own] for values in drawn])
+                pieces += at
+            parameters = type(drawn)(*map(torch.cat, zip(*draws, strict=True)))
+            members, places = (torch.cat([x[at] for at in pieces]) for x in (order, index))
+            view = View(*(torch.cat([x[at] for at in pieces]) for x in geometry))
+            images = self._fetch("train", members, places)
+            images = self.strong_view.apply(self._apply(view, slice(None), images), parameters)
+            sizes = [at.stop - at.start for at in pieces]
+            yield from map(self._normalize, images.split(sizes))
 
     def evaluation(self, split: str, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """A split in its own order, without augmentation.

@@ -23,6 +23,12 @@ OPERATIONS_PER_IMAGE = 2
 CUTOUT_COLOUR = (125, 123, 114)
 
 
+def _choose(chosen: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """`torch.where` for bytes: the same, in bit operations that a CPU does sixteen at a time."""
+    mask = -chosen.view(torch.uint8)  # 0 or 255
+    return others ^ ((images ^ others) & mask)
+
+
 # --- operations on grey levels ---
 
 
@@ -33,12 +39,15 @@ def identity(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def autocontrast(images: Tensor, magnitude: Tensor) -> Tensor:
     """Stretch each channel to 0..255. The magnitude has no effect."""
-    low, high = images.amin((1, 2), keepdim=True), images.amax((1, 2), keepdim=True)
+    planes = images.permute(0, 3, 1, 2).flatten(2)
+    low, high = planes.amin(2, keepdim=True), planes.amax(2, keepdim=True)
     low, high = low.to(magnitude.dtype), high.to(magnitude.dtype)
-    # A true division: ``255 / tensor`` is a product with the reciprocal, rounded differently.
-    scale = torch.full_like(high, 255) / (high - low)
-    stretched = images * scale - low * scale
-    return torch.where(high > low, stretched.clamp(0, 255), images).to(torch.uint8)
+    # A true division: ``255 / tensor`` is a product with the reciprocal, rounded differently. A
+    # channel of one level stays as it is.
+    scale = torch.where(high > low, torch.full_like(high, 255) / (high - low), 1)
+    offset = torch.where(high > low, low * scale, 0)
+    stretched = (planes * scale).sub_(offset).clamp_(0, 255).to(torch.uint8)
+    return _pixels(stretched, images.shape)
 
 
 def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -51,8 +60,14 @@ def equalize(images: Tensor, magnitude: Tensor) -> Tensor:
     below = counts.cumsum(dim=1) - counts
     table = (below + step // 2).div(step.clamp(min=1), rounding_mode="floor").clamp(max=255)
     # Pillow leaves a channel of few levels alone.
-    equalized = torch.where(step > 0, table.gather(1, levels), levels)
-    return equalized.to(torch.uint8).reshape(n, channels, h, w).permute(0, 2, 3, 1)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return _pixels(table.to(torch.uint8).gather(1, levels), images.shape)
+
+
+def _pixels(planes: Tensor, shape: torch.Size) -> Tensor:
+    """Channel by channel ``(N, 3, H·W)``, of any shape, as ``(N, H, W, 3)``."""
+    n, h, w, channels = shape
+    return planes.reshape(n, channels, h, w).permute(0, 2, 3, 1).contiguous()
 
 
 def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
@@ -63,19 +78,23 @@ def posterize(images: Tensor, magnitude: Tensor) -> Tensor:
 
 def solarize(images: Tensor, magnitude: Tensor) -> Tensor:
     """Invert the levels that are not below the magnitude."""
-    return torch.where(images < magnitude[:, None, None, None], images, 255 - images)
+    # Whole numbers, in two bytes: a comparison with float64 would widen every pixel eightfold.
+    threshold = magnitude.ceil().short()[:, None, None, None]
+    return _choose(images.short() < threshold, images, 255 - images)
 
 
 def _blend(degenerate: Tensor | int, images: Tensor, magnitude: Tensor) -> Tensor:
     """``degenerate + magnitude · (images - degenerate)``, cut off as Pillow does."""
     factor = magnitude.float()[:, None, None, None]
-    images = images.float()
-    return (degenerate + factor * (images - degenerate)).to(torch.uint8)
+    if isinstance(degenerate, Tensor):  # before the sum: a sum of two types converts slowly
+        degenerate = degenerate.float()
+    blended = degenerate + factor * (images.float() - degenerate)
+    return blended.int().to(torch.uint8)  # in two conversions, each of which a CPU vectorises
 
 
 def _grey(images: Tensor) -> Tensor:
-    """``(N, H, W, 1)`` int64: Pillow's fixed-point luma (ITU-R 601-2)."""
-    red, green, blue = images.long().unbind(dim=-1)
+    """``(N, H, W, 1)`` int32: Pillow's fixed-point luma (ITU-R 601-2)."""
+    red, green, blue = images.int().unbind(dim=-1)
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000 >> 16)[..., None]
 
 
@@ -97,73 +116,99 @@ def contrast(images: Tensor, magnitude: Tensor) -> Tensor:
     return _blend(mean, images, magnitude)
 
 
+def _by_26(numbers: Tensor) -> Tensor:
+    """``numbers // 26`` of int32 in [0, 6643], without a slow division."""
+    return numbers * 10083 >> 18  # 10083 / 2¹⁸ is 1/26 and a little; tried for all of them
+
+
 def sharpness(images: Tensor, magnitude: Tensor) -> Tensor:
     """Blend the smoothed image (0) with the image (1). The outermost pixels are not smoothed."""
-    levels = images.int()
+    # Rows of pixels, whose channels lie three apart: an inner dimension of three would be slow.
+    levels = images.flatten(2).int()
     rows = levels[:, :-2] + levels[:, 1:-1] + levels[:, 2:]
-    box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    inner = levels[:, 1:-1, 1:-1]
+    box = rows[:, :, :-6] + rows[:, :, 3:-3] + rows[:, :, 6:]
+    inner = levels[:, 1:-1, 3:-3]
     smooth = levels.clone()
     # Kernel 1 1 1, 1 5 1, 1 1 1 over 13, rounded.
-    smooth[:, 1:-1, 1:-1] = (2 * (box + 4 * inner) + 13).div(26, rounding_mode="floor")
-    return _blend(smooth, images, magnitude)
+    smooth[:, 1:-1, 3:-3] = _by_26(2 * (box + 4 * inner) + 13)
+    return _blend(smooth.reshape(images.shape), images, magnitude)
 
 
 # --- geometric operations: nearest neighbour, black outside ---
 
 
-def _affine(images: Tensor, matrix: list[Tensor | int]) -> Tensor:
+def _affine(images: Tensor, matrix: Tensor) -> Tensor:
     """Fetch pixel (x, y) from (a x + b y + c, d x + e y + f), in Pillow's 16.16 fixed point.
 
-    Each entry of the matrix is one integer for all images or a tensor ``(N,)``.
+    Args:
+        images: ``(N, H, W, 3)``.
+        matrix: ``(6, N)`` float64, a to f.
     """
-
-    def fixed(entry: Tensor | float) -> Tensor | int:
-        if isinstance(entry, Tensor):
-            return (entry * 65536 + 0.5).floor().long()[:, None, None]
-        return int(entry * 65536)
-
-    n, h, w, channels = images.shape
     a, b, c, d, e, f = matrix
-    y = torch.arange(h, device=images.device)[:, None]
-    x = torch.arange(w, device=images.device)
-    column = fixed(a) * x + fixed(b) * y + fixed(c + a * 0.5 + b * 0.5) >> 16
-    row = fixed(d) * x + fixed(e) * y + fixed(f + d * 0.5 + e * 0.5) >> 16
+    centre = torch.stack((a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5))
+    # Four bytes hold the coordinates of images of up to ten thousand pixels.
+    fixed = (centre * 65536 + 0.5).floor().int()[..., None, None]
+    n, h, w, channels = images.shape
+    y = torch.arange(h, device=images.device, dtype=torch.int32)[:, None]
+    x = torch.arange(w, device=images.device, dtype=torch.int32)
+    column = fixed[0] * x + fixed[1] * y + fixed[2] >> 16
+    row = fixed[3] * x + fixed[4] * y + fixed[5] >> 16
     inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
-    source = torch.where(inside, row * w + column, 0).reshape(n, h * w, 1)
-    fetched = images.reshape(n, h * w, channels).gather(1, source.expand(-1, -1, channels))
-    return fetched.reshape(images.shape) * inside[..., None]
+    first = torch.arange(n, device=images.device)[:, None, None] * (h * w)
+    source = torch.where(inside, first + (row * w + column), n * h * w)  # the last one is black
+    pixels = images.reshape(-1, channels)
+    pixels = torch.cat((pixels, pixels.new_zeros(1, channels)))
+    return pixels.index_select(0, source.flatten()).reshape(images.shape)
+
+
+def _matrix(
+    images: Tensor,
+    rotate: Tensor | int = 0,
+    shear_x: Tensor | int = 0,
+    shear_y: Tensor | int = 0,
+    translate_x: Tensor | int = 0,
+    translate_y: Tensor | int = 0,
+) -> Tensor:
+    """What `_affine` takes, ``(6, N)``, for one operation an image: the others are 0.
+
+    Then the sums below are exact, so that all operations can share one call.
+    """
+    height, width = images.shape[1:3]
+    angle = torch.deg2rad(-torch.as_tensor(rotate))
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    x, y = width / 2, height / 2
+    across = torch.as_tensor(translate_x * width + 0.5).floor()
+    down = torch.as_tensor(translate_y * height + 0.5).floor()
+    entries = (
+        *(cos, sin + shear_x, x - cos * x - sin * y + across),
+        *(shear_y - sin, cos, y + sin * x - cos * y + down),
+    )
+    return torch.stack(torch.broadcast_tensors(*entries))
 
 
 def rotate(images: Tensor, magnitude: Tensor) -> Tensor:
     """Rotate counter-clockwise around the centre, by degrees."""
-    angle = torch.deg2rad(-magnitude)
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    x, y = images.shape[2] / 2, images.shape[1] / 2
-    matrix = [cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y]
-    return _affine(images, matrix)
+    return _affine(images, _matrix(images, rotate=magnitude))
 
 
 def shear_x(images: Tensor, magnitude: Tensor) -> Tensor:
     """Shift row ``y`` by ``-magnitude · y`` pixels."""
-    return _affine(images, [1, magnitude, 0, 0, 1, 0])
+    return _affine(images, _matrix(images, shear_x=magnitude))
 
 
 def shear_y(images: Tensor, magnitude: Tensor) -> Tensor:
     """Shift column ``x`` by ``-magnitude · x`` pixels."""
-    return _affine(images, [1, 0, 0, magnitude, 1, 0])
+    return _affine(images, _matrix(images, shear_y=magnitude))
 
 
 def translate_x(images: Tensor, magnitude: Tensor) -> Tensor:
     """Shift by ``-magnitude`` widths, to whole pixels."""
-    shift = (magnitude * images.shape[2] + 0.5).floor()
-    return _affine(images, [1, 0, shift, 0, 1, 0])
+    return _affine(images, _matrix(images, translate_x=magnitude))
 
 
 def translate_y(images: Tensor, magnitude: Tensor) -> Tensor:
     """Shift by ``-magnitude`` heights, to whole pixels."""
-    shift = (magnitude * images.shape[1] + 0.5).floor()
-    return _affine(images, [1, 0, 0, 0, 1, shift])
+    return _affine(images, _matrix(images, translate_y=magnitude))
 
 
 def cutout(images: Tensor, size: Tensor, centre: Tensor) -> Tensor:
@@ -180,12 +225,14 @@ def cutout(images: Tensor, size: Tensor, centre: Tensor) -> Tensor:
         start = (centre - side / 2).clamp(min=0).floor()
         stop = (start + side).clamp(max=length).floor()  # included, as Pillow's rectangles do
         place = torch.arange(length, device=images.device)
-        return (place >= start[:, None]) & (place <= stop[:, None])
+        return (place >= start[:, None]) & (place <= stop[:, None]) & (side > 0)[:, None]
 
-    columns, rows = span(centre[:, 0], images.shape[2]), span(centre[:, 1], images.shape[1])
-    hidden = rows[:, :, None] & columns[:, None, :] & (side > 0)[:, None, None]
-    colour = torch.tensor(CUTOUT_COLOUR, dtype=torch.uint8, device=images.device)
-    return torch.where(hidden[..., None], colour, images)
+    height, width = images.shape[1:3]
+    columns, rows = span(centre[:, 0], width), span(centre[:, 1], height)
+    # On rows of pixels, as `sharpness`.
+    hidden = rows[:, :, None] & columns.repeat_interleave(3, dim=1)[:, None, :]
+    colour = torch.tensor(CUTOUT_COLOUR, dtype=torch.uint8, device=images.device).repeat(width)
+    return _choose(hidden, colour, images.flatten(2)).reshape(images.shape)
 
 
 # --- the policy ---
@@ -218,6 +265,15 @@ OPERATIONS = (
     Operation(translate_x, -0.3, 0.3),
     Operation(translate_y, -0.3, 0.3),
 )
+
+
+# Positions of the operations that move pixels, and for each operation the number of its call.
+GEOMETRIC = tuple(
+    k
+    for k, each in enumerate(OPERATIONS)
+    if each.apply in (rotate, shear_x, shear_y, translate_x, translate_y)
+)
+CALLS = tuple(k if k not in GEOMETRIC else GEOMETRIC[0] for k in range(len(OPERATIONS)))
 
 
 class Parameters(NamedTuple):
@@ -293,38 +349,45 @@ def apply_parameters(images: Tensor, parameters: Parameters) -> Tensor:
         parameters.operations.unbind(1), parameters.magnitudes.unbind(1), strict=True
     ):
         # Samples of the same operation become neighbours, one call per operation, then go back.
-        order = operations.argsort()
-        sizes = operations.bincount(minlength=len(OPERATIONS)).tolist()
-        place = order.to(device)
-        groups = images[place].split(sizes)
-        values = magnitudes[order].to(device, dtype).split(sizes)
-        changed = [
-            operation.apply(group, value)
-            for operation, group, value in zip(OPERATIONS, groups, values, strict=True)
-            if len(group)
-        ]
+        # Geometric operations are one call.
+        order = torch.tensor(CALLS)[operations].argsort()
+        operations, magnitudes = operations[order], magnitudes[order]
+        place, values = order.to(device), magnitudes.to(device, dtype)
+        groups, first = images[place], 0
+        changed = []
+        for call, count in enumerate(torch.tensor(CALLS)[operations].bincount().tolist()):
+            part = slice(first, first + count)
+            if count and call == CALLS[GEOMETRIC[0]]:
+                one_each = {
+                    OPERATIONS[k].apply.__name__: values[part]
+                    * (operations[part] == k).to(device, dtype)
+                    for k in GEOMETRIC
+                }
+                changed.append(_affine(groups[part], _matrix(groups[part], **one_each)))
+            elif count:
+                apply = OPERATIONS[CALLS.index(call)].apply
+                changed.append(apply(groups[part], values[part]))
+            first += count
         images = torch.empty_like(images).index_copy_(0, place, torch.cat(changed))
     size, centre = (x.to(device, dtype) for x in parameters[2:])
     return cutout(images, size, centre)
 
 
-def randaugment(
-    images: Tensor,
-    generator: torch.Generator | None = None,
-    batch: int | None = None,
-    at: slice = slice(None),
-) -> Tensor:
-    """A strong view of each image: two random operations and a cutout.
+class RandAugment:
+    """Two random operations and a cutout, as `eakd.data.pipeline.StrongView`."""
+
+    draw = staticmethod(draw_parameters)
+    apply = staticmethod(apply_parameters)
+
+
+def randaugment(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A strong view of each image.
 
     Args:
         images: ``(N, H, W, 3)`` uint8, on any device; cropped and flipped already.
         generator: on the CPU. The same state gives the same views on every device.
-        batch: size of the batch whose slice ``at`` the images are, if they are not all of it. They
-            get the views that they would get among all.
 
     Returns:
         ``(N, H, W, 3)`` uint8.
     """
-    n, height, width = images.shape[:3]
-    drawn = draw_parameters(n if batch is None else batch, height, width, generator)
-    return apply_parameters(images, Parameters(*(draws[at] for draws in drawn)))
+    return apply_parameters(images, draw_parameters(*images.shape[:3], generator))

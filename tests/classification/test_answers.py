@@ -19,7 +19,7 @@ from eakd.classification.answers import AnswerTable, answered_sizes, facts_of_ta
 from eakd.composing import compose
 from eakd.config import ROOT, run_name
 from eakd.data import Pipeline, digits
-from eakd.data.randaugment import randaugment
+from eakd.data.randaugment import RandAugment
 from eakd.distillers import KD, MLD
 from eakd.distillers.base import Progress
 from eakd.errors import UserError
@@ -150,7 +150,7 @@ def test_each_form_of_a_teacher_has_its_own_table(job, tmp_path):
         {"crop_padding": 0},
         {"crop_padding": 0, "flip": True},
         {"crop_padding": 2, "flip": True, "val_fraction": 0.2, "part": (1, 2)},
-        {"accumulate": 2, "batch_size": 25, "strong_view": randaugment},
+        {"accumulate": 2, "batch_size": 25, "strong_view": RandAugment()},
     ],
     ids=lambda options: "-".join(options) or "plain",
 )
@@ -192,7 +192,7 @@ def test_in_a_notebook_the_teacher_is_asked_for_what_the_table_lacks_alone(tmp_p
     asked = []
     teacher.register_forward_hook(lambda *call: asked.append(len(call[1][0])))
     for method, counts in ((KD, [[], [16]]), (MLD, [[16], [32]])):
-        data = pipeline(strong_view=randaugment)
+        data = pipeline(strong_view=RandAugment())
         table = AnswerTable(tmp_path, facts_of_table("weights", data, COMPUTE, folded=False))
         table.build(teacher, data, COMPUTE)
         answers = table.open()

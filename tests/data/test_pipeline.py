@@ -1,6 +1,7 @@
 """Batches equal torchvision's for the same random numbers, wherever an epoch is entered."""
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -120,18 +121,29 @@ def test_an_epoch_can_be_entered_anywhere(start, epoch, seed, drop_last):
 
 
 def test_strong_view_can_be_entered_anywhere_and_leaves_the_weak_alone():
-    def view(images, generator):
-        noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=generator)
-        return images ^ noise.to(images.device)
+    class Noise(NamedTuple):
+        noise: torch.Tensor
 
-    pipe = pipeline(strong_view=view)
+    class View:
+        def draw(self, n, height, width, generator):
+            shape = n, height, width, 3
+            return Noise(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+
+        def apply(self, images, parameters):
+            return images ^ parameters.noise.to(images.device)
+
+    class Same(View):
+        def apply(self, images, parameters):
+            return images
+
+    pipe = pipeline(strong_view=View())
     whole = list(pipe.epoch(1))
     assert_equal(list(pipe.epoch(1, 2)), whole[2:])
     plain = list(pipeline().epoch(1))
     assert_equal([batch._replace(strong=None) for batch in whole], plain)
     assert whole[0].strong.shape == whole[0].images.shape
     # With the identity as strong view, its own crop and flip remain.
-    own = next(pipeline(strong_view=lambda images, _: images).epoch(1))
+    own = next(pipeline(strong_view=Same()).epoch(1))
     assert not torch.equal(own.strong, own.images)
 
 

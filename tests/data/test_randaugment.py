@@ -17,6 +17,7 @@ from eakd.data.randaugment import (
     CUTOUT_COLOUR,
     OPERATIONS,
     Parameters,
+    RandAugment,
     apply_parameters,
     cutout,
     draw_parameters,
@@ -231,7 +232,7 @@ def test_as_the_strong_view_of_a_pipeline():
     images, labels = pictures(40, 32, 32), np.arange(40) % 2
     data = ImageData("pictures", ("a", "b"), images, images, labels, labels, "0")
     pipeline = Pipeline(
-        data, batch_size=16, mean=(0.5,) * 3, std=(0.25,) * 3, strong_view=randaugment
+        data, batch_size=16, mean=(0.5,) * 3, std=(0.25,) * 3, strong_view=RandAugment()
     )
     whole, resumed = list(pipeline.epoch(2)), list(pipeline.epoch(2, start=1))
     for batch, again in zip(whole[1:], resumed, strict=True):

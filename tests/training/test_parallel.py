@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from eakd.composing import compose
 from eakd.config import config_hash, identity
 from eakd.data import ImageData, Pipeline
-from eakd.data.randaugment import randaugment
+from eakd.data.randaugment import RandAugment
 from eakd.errors import UserError
 from eakd.training.run import run
 
@@ -123,7 +123,7 @@ def pipeline(**options):
     return Pipeline(noise(43), **{**defaults, **options})
 
 
-@pytest.mark.parametrize("view", [None, randaugment])
+@pytest.mark.parametrize("view", [None, RandAugment()])
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_parts_make_up_the_batch(view, size):
     whole = pipeline(strong_view=view)
