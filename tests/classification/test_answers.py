@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 from safetensors.torch import load_file
 from torch import nn
 
@@ -363,20 +362,14 @@ def test_one_builds_and_the_others_wait(job, tmp_path, caplog):
 
 
 def launch(job, *overrides):
-    return subprocess.Popen(
-        [sys.executable, "scripts/train.py", *job, *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Command(["scripts/train.py", *job, *overrides], merged=True)
 
 
 def wait_until(there, process):
     for _ in range(6000):
         if there():
             return
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.printed()
         time.sleep(0.01)
     raise AssertionError("it did not come so far")
 

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -82,11 +81,8 @@ def test_reproducing_with_tables_gives_the_same_weights(tmp_path):
         words = ["recipe.epochs=13", *QUICK, *more]
         command = ["table=2", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
         command += ["methods=[kd,ea_dkd,reviewkd]", f"overrides={json.dumps(words)}"]
-        script = [sys.executable, str(ROOT / "scripts" / "reproduce.py")]
         (tmp_path / folder).mkdir()
-        done = subprocess.run(
-            [*script, *command], cwd=tmp_path / folder, capture_output=True, text=True, check=False
-        )
+        done = processes.run([ROOT / "scripts" / "reproduce.py", *command], cwd=tmp_path / folder)
         assert done.returncode == 0, done.stderr
         assert ("answers (25 views" in done.stdout + done.stderr) == (folder == "with")
     runs = [p.relative_to(tmp_path / "with") for p in (tmp_path / "with").rglob("summary.json")]

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -27,13 +26,7 @@ def train(*overrides):
 
 
 def launch(*overrides):
-    return subprocess.Popen(
-        [sys.executable, "scripts/train.py", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Command(["scripts/train.py", *overrides], merged=True)
 
 
 def wait_for(path, lines, process):
@@ -41,7 +34,7 @@ def wait_for(path, lines, process):
     for _ in range(600):
         if path.exists() and len(path.read_text().splitlines()) >= lines:
             return
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.printed()
         time.sleep(0.1)
     raise AssertionError(f"{path} did not reach {lines} lines")
 
