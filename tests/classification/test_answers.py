@@ -407,7 +407,7 @@ def test_a_run_with_a_table_is_killed_and_goes_on_either_way(then, job, tmp_path
     assert same(expected, found)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_a_run_keeps_to_what_it_began_with(job, tmp_path, caplog):
     caplog.set_level("INFO")
     words = [*job, "device=cuda", "recipe.epochs=3"]

@@ -4,9 +4,9 @@ Where an operation mixes devices, or the host reads a number and so would wait f
 fake tensor raises. `tests/gpu` shows the rest where there is one.
 """
 
-import numpy as np
 import pytest
 import torch
+from steps import CLASSES, COUNT, METHODS, method_of, pipeline
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     FakeTensorMode,
@@ -14,19 +14,11 @@ from torch._subclasses.fake_tensor import (
 )
 
 from eakd.classification import Classification
-from eakd.classification.build import build_model
-from eakd.composing import compose
-from eakd.config import CONFIGS
-from eakd.data import ImageData, Pipeline
 from eakd.data.randaugment import OPERATIONS, cutout
 from eakd.distillers import KD
-from eakd.distillers.base import Distiller, Progress
-from eakd.targets import build
+from eakd.distillers.base import Progress
 from eakd.training.meters import Meters
 from eakd.weighting import KINDS, Weighting
-
-METHODS = sorted(path.stem for path in (CONFIGS / "distiller").glob("*.yaml"))
-COUNT, BATCH, CLASSES = 20, 8, 10  # two full steps and one of four samples
 
 
 @pytest.fixture
@@ -41,24 +33,6 @@ def every_operation(images, generator):
     for operation in OPERATIONS:
         images = operation.apply(images, whole)
     return cutout(images, whole, torch.stack((whole, whole), dim=1))
-
-
-def pipeline(device, **options):
-    images = np.zeros((COUNT, 32, 32, 3), np.uint8)
-    labels = np.arange(COUNT) % CLASSES
-    data = ImageData("black", tuple("0123456789"), images, labels, images, labels, "black")
-    return Pipeline(
-        data, batch_size=BATCH, device=device, mean=[0.5] * 3, std=[0.25] * 3, **options
-    )
-
-
-def method_of(name, device, weighting):
-    config = compose([f"distiller={name}", "teacher=resnet20", "student=resnet8"])
-    with device:
-        networks = {
-            role: build_model(config[role], role, CLASSES) for role in ("teacher", "student")
-        }
-        return build(config.distiller, "distiller", Distiller, **networks, weighting=weighting)
 
 
 def train(method, data, device):
