@@ -306,7 +306,7 @@ def job_process(root):
 def undisturbed(tiny, tmp_path_factory):
     """Words of a run that lasts a few seconds, and what it ends with when nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    words = [*small(tiny, folder), "recipe.epochs=60", "seed=3"]
+    words = [*small(tiny, folder), "recipe.epochs=60", "recipe.evaluate_every=10", "seed=3"]
     run(compose([*words, f"run_dir={folder}"]))
     return words, folder
 
