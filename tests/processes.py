@@ -8,6 +8,7 @@ starts by `subprocess`.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +33,6 @@ SERVER.set_forkserver_preload(
 
 def _main(words: list[str], cwd: str, env: dict[str, str], outputs: list[str], alone: bool) -> None:
     """Become ``python *words``."""
-    import atexit
-
     if alone:
         os.setsid()
     for number, path in enumerate(outputs, 1):
@@ -46,7 +46,10 @@ def _main(words: list[str], cwd: str, env: dict[str, str], outputs: list[str], a
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        # As an interpreter ends. Multiprocessing leaves out what was registered, and waits for
+        # children first, though joblib's workers wait for what ends with the threads.
+        threading._shutdown()
+        atexit._run_exitfuncs()
 
 
 class Command:
