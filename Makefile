@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint benchmark clean
+.PHONY: quickstart test lint benchmark gpu clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/python scripts/quickstart.py
@@ -12,7 +12,11 @@ benchmark: $(VENV)/.run
 	$(BIN)/python scripts/benchmark.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+# Everything that only a GPU can show, into gpu_check.txt.
+gpu: $(VENV)/.dev
+	PYTHON=$(BIN)/python scripts/gpu_check.sh
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -2,9 +2,9 @@
 
 import os
 import re
-import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -58,13 +58,9 @@ def mine(tmp_path_factory):
 
 
 def script(mine, name, *words):
-    return subprocess.run(
-        [sys.executable, f"scripts/{name}.py", f"--config-dir={mine / 'mine'}", *words],
-        cwd=ROOT,
+    return processes.run(
+        [f"scripts/{name}.py", f"--config-dir={mine / 'mine'}", *words],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mine}"},
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

@@ -1,8 +1,6 @@
 """What may stand in a config: keys that somebody reads, names that are true, targets that fit."""
 
-import subprocess
-import sys
-
+import processes
 import pytest
 
 from eakd.composing import compose
@@ -12,8 +10,7 @@ from eakd.targets import build, target_of
 
 
 def train(*words, cwd):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return processes.run([ROOT / "scripts" / "train.py", *words], cwd=cwd)
 
 
 def refused(*words, cwd, status=2):

@@ -3,9 +3,8 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
+import processes
 import pytest
 
 from eakd.config import ROOT
@@ -32,14 +31,8 @@ def mine(tmp_path_factory):
 
 
 def python(mine, *words):
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mine}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{mine}"}
+    return processes.run(words, env=environment)
 
 
 def train(mine, tmp_path, *words):

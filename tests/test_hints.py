@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
@@ -140,13 +141,12 @@ def test_the_command_names_the_directory_of_ones_own_configs(tmp_path):
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    words = [sys.executable, "scripts/train.py", f"--config-dir={folder}", "data=mine"]
+    words = ["scripts/train.py", f"--config-dir={folder}", "data=mine"]
     words += ["teacher=net", f"output_root={tmp_path}", f"checkpoint_root={tmp_path}"]
-    refused = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    refused = processes.run(words)
     rest = shlex.split(command_in(refused.stderr.strip()))[1:]
     assert {"data=mine", "student=net"} < set(rest) and len(rest) == 8
-    words = [sys.executable, *rest, "--cfg", "job", "--package", "student"]
-    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    shown = processes.run([*rest, "--cfg", "job", "--package", "student"])
     assert "eakd.models.resnet8" in shown.stdout, shown.stderr
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from joblib import Parallel, delayed
+from processes import Command
 from safetensors.torch import load_file
 
 from eakd.composing import compose
@@ -27,11 +28,16 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # worker processes import this checkout
 
 
-def start(*words, cwd=ROOT, before=(), **kwargs):
+def start(*words, cwd=ROOT, env=ENVIRONMENT):
+    return Command([ROOT / "scripts" / "train.py", *words], cwd=cwd, env=env)
+
+
+def start_afresh(*words, cwd=ROOT, before=(), env=ENVIRONMENT):
+    """With an interpreter of its own, for what depends on it; ends when all of its children do."""
     return subprocess.Popen(
         [*before, sys.executable, str(ROOT / "scripts" / "train.py"), *words],
-        **{"env": ENVIRONMENT, **kwargs},
         cwd=cwd,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,9 +50,9 @@ def ray_environment():
     return environment
 
 
-def sweep(*words, **kwargs):
+def sweep(*words, start=start, **options):
     """The exit status and everything printed."""
-    process = start("-m", *words, **kwargs)
+    process = start("-m", *words, **options)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
@@ -192,7 +198,7 @@ def test_joblib_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_workers_save_and_stop_when_the_sweep_is_killed(tiny, tmp_path, number):
     words = [*small(tiny, tmp_path), "recipe.epochs=2000", "seed=0,1,2,3"]
-    process = start("-m", "hydra/launcher=workers", *words)
+    process = start_afresh("-m", "hydra/launcher=workers", *words)
     wait_for_epochs(tmp_path, 2, process, runs=2)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)  # until the workers have closed their outputs, too
@@ -224,7 +230,7 @@ def test_a_signal_ends_a_whole_sweep(tiny, tmp_path, launcher):
 def test_a_refused_write_is_one_line_and_the_other_runs_go_on(tiny, tmp_path):
     limit = ("bash", "-c", 'ulimit -f 900; exec "$@"', "bash")  # KiB: less than ResNet-32's state
     words = [word for word in small(tiny, tmp_path) if not word.startswith(("student", "teacher"))]
-    status, _, err = sweep(*words, "student=resnet32,resnet8", before=limit)
+    status, _, err = sweep(*words, "student=resnet32,resnet8", start=start_afresh, before=limit)
     assert status == 2, err
     (line,) = errors(err)
     assert line.startswith(f"error: {tmp_path}/") and line.endswith(": File too large"), line
@@ -300,7 +306,7 @@ def job_process(root):
 def undisturbed(tiny, tmp_path_factory):
     """Words of a run that lasts a few seconds, and what it ends with when nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    words = [*small(tiny, folder), "recipe.epochs=60", "seed=3"]
+    words = [*small(tiny, folder), "recipe.epochs=60", "recipe.evaluate_every=10", "seed=3"]
     run(compose([*words, f"run_dir={folder}"]))
     return words, folder
 
@@ -402,7 +408,7 @@ def test_ray_finishes_the_other_runs_and_says_what_failed(tiny, tmp_path, ray_cl
     address, elsewhere = ray_cluster
     ray = ("hydra/launcher=ray_cluster", f"hydra.launcher.ray.init.address={address}")
     words = ["hydra.launcher.ray.remote.num_gpus=0", *small(tiny, "here"), "recipe.lr=-1,0.1"]
-    status, out, err = sweep(*ray, *words, cwd=tmp_path, env=ray_environment())
+    status, out, err = sweep(*ray, *words, start=start_afresh, cwd=tmp_path, env=ray_environment())
     assert status == 2, out + err
     told = errors(out + err)
     assert len(told) == 1 and told[0].endswith("recipe.lr: found -1, allowed is a number > 0")

@@ -1,8 +1,8 @@
 """A folder of one's own configs is read before it is used; commands are shown as they are typed."""
 
-import subprocess
 import sys
 
+import processes
 import pytest
 
 from eakd.config import ROOT
@@ -67,8 +67,7 @@ def test_a_command_refuses_a_folder_in_one_line(name, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "net.yaml").write_text("a: [")
     words = [f"--config-dir={name}", "distiller=none", f"output_root={tmp_path / 'outputs'}"]
-    command = [sys.executable, ROOT / "scripts" / "train.py", *words]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = processes.run([ROOT / "scripts" / "train.py", *words], cwd=tmp_path)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     found = "net.yaml: found no YAML" if name == "mine" else f"--config-dir: found '{tmp_path}/"

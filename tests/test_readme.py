@@ -3,10 +3,9 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from eakd.composing import compose
@@ -35,15 +34,7 @@ TRAIN = [words for words in README if words[0] == "scripts/train.py" and "--help
 
 
 def run(words, **environment):
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    return processes.run(words, env={**os.environ, **environment})
 
 
 def shrunk(words, tmp_path):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from processes import Command
 from safetensors.torch import load_file
 
 from eakd import Weighting, ea_weight, entropy
 from eakd.composing import compose
-from eakd.config import ROOT, method_label
+from eakd.config import method_label
 from eakd.distillers import Distiller, Progress, Terms
 from eakd.errors import UserError
 from eakd.training.run import run
@@ -204,8 +203,7 @@ def test_a_killed_run_with_shuffled_weights_continues_bit_for_bit(tiny_with_teac
     run(compose([*job, f"run_dir={tmp_path / 'whole'}"]))
 
     stopped = tmp_path / "stopped"
-    words = [sys.executable, "scripts/train.py", *job, f"run_dir={stopped}"]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = Command(["scripts/train.py", *job, f"run_dir={stopped}"], merged=True)
     lines = stopped / "metrics.jsonl"
     while not (lines.exists() and len(lines.read_text().splitlines()) >= 2):
         assert process.poll() is None, process.communicate()

@@ -13,6 +13,7 @@ from eakd.reproduce.plan import STATES, Job, Plan, State
 from eakd.reproduce.table import Cell
 from eakd.training.protocol import read_speeds
 from eakd.training.protocol import recorded_epochs as epochs_of
+from eakd.training.reading import read_json
 
 
 class Estimate(NamedTuple):
@@ -22,22 +23,29 @@ class Estimate(NamedTuple):
         device: as recorded by the runs that were timed.
         hours: of the remaining runs whose speed is known.
         known, unknown: how many runs that covers, and how many not.
+        spared: runs of which it counts teacher passes that a table will spare them, because none
+            with a table is on record.
     """
 
     device: str
     hours: float
     known: int
     unknown: int
+    spared: int = 0
 
 
 def recorded_epochs(
     plan: Plan, states: dict[Path, State], output_root: str
 ) -> dict[str, dict[str, float]]:
-    """``{device: {kind of run: mean seconds per epoch}}``, from runs or else as timed."""
+    """``{device: {kind of run: mean seconds per epoch}}``, from runs or else as timed.
+
+    Runs for which a table answered are a kind of their own, `with_table`.
+    """
     begun: dict[str, list[Path]] = defaultdict(list)
     for job in plan.jobs:
         if states[job.directory].epochs:
-            begun[job.kind].append(job.directory)
+            kind = with_table(job.kind) if _has_table(job.directory) else job.kind
+            begun[kind].append(job.directory)
     speeds = read_speeds(output_root)
     for kind, directories in begun.items():
         for device, seconds in epochs_of(directories).items():
@@ -49,13 +57,29 @@ def estimate(plan: Plan, states: dict[Path, State], output_root: str) -> list[Es
     """Time that remains on each kind of device on which something was timed."""
     told = ("done", "failed", "stale")  # the last two are trained again only when told
     remaining = [job for job in plan.jobs if states[job.directory].name not in told]
+    using = frozenset().union(*(t.jobs for t in tables_that_pay(plan, states) if t.room))
     found = []
     for device, seconds in recorded_epochs(plan, states, output_root).items():
-        known = [job for job in remaining if job.kind in seconds]
-        left = [(job.epochs - states[job.directory].epochs) * seconds[job.kind] for job in known]
-        hours = sum(left) / 3600
-        found.append(Estimate(device, hours, len(known), len(remaining) - len(known)))
+        left, spared = [], 0
+        for job in remaining:
+            table = job.directory in using or _has_table(job.directory)
+            kind = with_table(job.kind) if table and with_table(job.kind) in seconds else job.kind
+            if kind in seconds:
+                left.append((job.epochs - states[job.directory].epochs) * seconds[kind])
+                spared += table and kind == job.kind
+        hours, unknown = sum(left) / 3600, len(remaining) - len(left)
+        found.append(Estimate(device, hours, len(left), unknown, spared))
     return found
+
+
+def with_table(kind: str) -> str:
+    """The kind of such runs with a table of answers in the teacher's place."""
+    return f"{kind} with a table"
+
+
+def _has_table(directory: Path) -> bool:
+    found = read_json(directory / "environment.json")
+    return isinstance(found, dict) and found.get("teacher_table", "none") != "none"
 
 
 def describe_plan(
@@ -81,8 +105,9 @@ def describe_plan(
         f"{len(plan.teachers)} of them teachers",
         "  " + ", ".join(f"{counts[name]} {name}" for name in told),
     ]
-    for device, hours, known, unknown in estimate(plan, states, output_root):
+    for device, hours, known, unknown, spared in estimate(plan, states, output_root):
         rest = f"; the speed of {unknown} more is not known" if unknown else ""
+        rest += f"; less, for a table will answer {spared} of them" if spared else ""
         if known:
             lines.append(f"  {hours:.1f} hours remain on one {device} for {known} runs{rest}")
     lines += [f"  {shared}" for shared in tables_that_pay(plan, states)]

@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from torch import nn
@@ -150,16 +150,11 @@ NO_PASSES = (
 def test_what_cannot_be_benchmarked_is_one_line(without_passes, words, line):
     output = without_passes / "speed.json"
     before = {path for path in without_passes.rglob("*") if "__pycache__" not in path.parts}
-    result = subprocess.run(
-        [
-            *(sys.executable, ROOT / "scripts" / "benchmark.py"),
-            *("--config-dir", without_passes / "configs", *SMALL, *words, f"output={output}"),
-        ],
+    where = ["--config-dir", without_passes / "configs"]
+    result = processes.run(
+        [ROOT / "scripts" / "benchmark.py", *where, *SMALL, *words, f"output={output}"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(without_passes)))},
         cwd=without_passes,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert result.returncode == 2, result.stderr
     # No row of the method before it either: nothing has been timed.

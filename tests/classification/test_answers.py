@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 from safetensors.torch import load_file
 from torch import nn
 
@@ -363,20 +362,14 @@ def test_one_builds_and_the_others_wait(job, tmp_path, caplog):
 
 
 def launch(job, *overrides):
-    return subprocess.Popen(
-        [sys.executable, "scripts/train.py", *job, *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Command(["scripts/train.py", *job, *overrides], merged=True)
 
 
 def wait_until(there, process):
     for _ in range(6000):
         if there():
             return
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.printed()
         time.sleep(0.01)
     raise AssertionError("it did not come so far")
 
@@ -414,7 +407,7 @@ def test_a_run_with_a_table_is_killed_and_goes_on_either_way(then, job, tmp_path
     assert same(expected, found)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_a_gpu_a_run_keeps_to_what_it_began_with(job, tmp_path, caplog):
     caplog.set_level("INFO")
     words = [*job, "device=cuda", "recipe.epochs=3"]

@@ -188,7 +188,7 @@ def test_moved_batch_by_batch_is_the_same():
     )  # fmt: skip
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("resident", [True, False])
 def test_cuda_sees_the_same_batches(resident):
     options = {"rotation": 15.0, "val_fraction": 0.2}

@@ -242,7 +242,7 @@ def test_as_the_strong_view_of_a_pipeline():
     assert not torch.equal(whole[0].strong, next(pipeline.epoch(3)).strong)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_the_same_views_on_a_gpu():
     images = torch.tensor(pictures(500, 32, 32))
     a, b = (randaugment(x, torch.Generator().manual_seed(0)) for x in (images, images.cuda()))

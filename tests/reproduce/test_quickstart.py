@@ -1,9 +1,8 @@
 """``scripts/quickstart.py`` as a new user meets it."""
 
 import re
-import subprocess
-import sys
 
+import processes
 import pytest
 
 from eakd.composing import compose
@@ -15,8 +14,7 @@ SHORT = ["seeds=[0,1]", "methods=[none,kd,ea_kd,kd+matched]", 'overrides=["recip
 
 
 def quickstart(folder, *words):
-    command = [sys.executable, str(ROOT / "scripts" / "quickstart.py"), *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return processes.run([ROOT / "scripts" / "quickstart.py", *words], cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +42,8 @@ def test_a_teacher_students_a_table_a_picture_and_what_is_next(done):
 def test_what_it_says_to_type_next_finds_the_teacher(done):
     folder, result = done
     words = result.stdout.splitlines()[-1].split("train.py ")[1].split()
-    command = [sys.executable, str(ROOT / "scripts/train.py"), *words, "recipe.epochs=1"]
-    trained = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command = [ROOT / "scripts" / "train.py", *words, "recipe.epochs=1"]
+    trained = processes.run(command, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     assert "checkpoints/digits_pool/resnet20.safetensors" in trained.stdout
 

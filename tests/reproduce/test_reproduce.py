@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import Command
 from safetensors.torch import load_file, save_file
 
 from eakd.config import ROOT
 
-SCRIPT = [sys.executable, str(ROOT / "scripts" / "reproduce.py")]
+SCRIPT = ROOT / "scripts" / "reproduce.py"
 WORKERS = ["hydra/launcher=workers", "hydra.launcher.n_jobs=2"]
 QUICK = ["scale=smoke", 'overrides=["recipe.epochs=2"]']
 # Four runs a seed, and one teacher.
@@ -27,14 +28,7 @@ SMALL = ["table=8", *QUICK, "pairs=[resnet14-resnet8]", "methods=[kd]", "seeds=[
 
 def start(folder, *words):
     """`scripts/reproduce.py` in a process group of its own."""
-    return subprocess.Popen(
-        [*SCRIPT, *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return Command([SCRIPT, *words], cwd=folder, merged=True, alone=True)
 
 
 def reproduce(folder, *words, status=0):
@@ -169,7 +163,7 @@ def test_a_lock_from_another_machine_is_respected(tmp_path):
     while process.poll() is None:
         os.utime(lock)  # its owner's heartbeat
         time.sleep(0.2)
-    output = process.stdout.read()
+    output, _ = process.communicate()
     assert process.returncode == 2 and len(finished(tmp_path)) == 4
     assert "(1 running)" in output.splitlines()[-1]
     status = reproduce(tmp_path, *words, "mode=status")

@@ -2,9 +2,8 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,8 +13,8 @@ from eakd.config import CONFIGS, ROOT, method_files
 from eakd.data import Pipeline, digits
 from eakd.distillers.base import Distiller
 from eakd.reproduce.answers import tables_that_pay
-from eakd.reproduce.plan import make_plan
-from eakd.reproduce.progress import describe_plan
+from eakd.reproduce.plan import State, make_plan
+from eakd.reproduce.progress import describe_plan, estimate
 from eakd.reproduce.states import read_states
 from eakd.reproduce.table import load_table, make_table
 from eakd.targets import target_of
@@ -76,17 +75,40 @@ def test_a_table_pays_if_its_runs_have_more_epochs_than_views(tmp_path, monkeypa
     assert not shared.room and "no room" in str(shared)
 
 
+def test_the_time_that_remains_knows_of_tables(tmp_path):
+    """Two runs that begin with a table: at the pace of such a run once there is one."""
+    plan, states = planned(tmp_path, 20, methods=("kd",))
+    (teacher,), (one, _) = plan.teachers, plan.students
+    kind = one.kind
+    speeds = {"a machine": {kind: 10.0, teacher.kind: 1.0}}
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "speed.json").write_text(json.dumps(speeds))
+    (found,) = estimate(plan, states, tmp_path / "outputs")
+    assert (found.known, found.spared) == (3, 2)
+    assert found.hours == pytest.approx((40 * 10 + 20) / 3600)
+    text = describe_plan(plan, states, tmp_path / "outputs", every_run=False)
+    assert "for 3 runs; less, for a table will answer 2 of them" in text
+
+    place = one.directory
+    place.mkdir(parents=True)
+    (place / "metrics.jsonl").write_text('{"epoch": 1, "train_seconds": 2.0}\n')
+    (place / "environment.json").write_text(
+        json.dumps({"teacher_table": "some", "accelerator": "a machine"})
+    )
+    begun = {**states, place: State("interrupted", "epoch 1 of 20", 1)}
+    (found,) = estimate(plan, begun, tmp_path / "outputs")
+    # The other has too few epochs alone to build a table, 20 for 25 views.
+    assert found.hours == pytest.approx((19 * 2 + 20 * 10 + 20) / 3600) and found.spared == 0
+
+
 @pytest.mark.slow
 def test_reproducing_with_tables_gives_the_same_weights(tmp_path):
     for folder, more in (("with", []), ("without", ["teacher.table=false"])):
         words = ["recipe.epochs=13", *QUICK, *more]
         command = ["table=2", "scale=smoke", "pairs=[resnet14-resnet8]", "seeds=[0]"]
         command += ["methods=[kd,ea_dkd,reviewkd]", f"overrides={json.dumps(words)}"]
-        script = [sys.executable, str(ROOT / "scripts" / "reproduce.py")]
         (tmp_path / folder).mkdir()
-        done = subprocess.run(
-            [*script, *command], cwd=tmp_path / folder, capture_output=True, text=True, check=False
-        )
+        done = processes.run([ROOT / "scripts" / "reproduce.py", *command], cwd=tmp_path / folder)
         assert done.returncode == 0, done.stderr
         assert ("answers (25 views" in done.stdout + done.stderr) == (folder == "with")
     runs = [p.relative_to(tmp_path / "with") for p in (tmp_path / "with").rglob("summary.json")]

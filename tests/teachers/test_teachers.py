@@ -4,10 +4,9 @@ import hashlib
 import json
 import resource
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import yaml
@@ -15,7 +14,7 @@ from safetensors import safe_open
 
 from eakd.classification.build import MANIFEST
 from eakd.composing import compose
-from eakd.config import ROOT, run_name
+from eakd.config import run_name
 from eakd.errors import UserError
 from eakd.models import resnet8, resnet14
 from eakd.models.weights import load_state, load_weights
@@ -301,13 +300,7 @@ def test_mistakes_are_one_line(words, parts, published, command, root):
 def test_without_the_data_the_line_says_which(root, tmp_path):
     words = ["mode=fetch", f"data.root={tmp_path}", "data.download=false"]
     words += [f"checkpoint_root={root}", f"output_root={tmp_path / 'outputs'}"]
-    result = subprocess.run(
-        [sys.executable, "scripts/teachers.py", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = processes.run(["scripts/teachers.py", *words])
     (line,) = result.stderr.splitlines()
     assert result.returncode == 2 and line.startswith("error: data.root: found")
     assert "test images of cifar100" in line and not root.exists()

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -27,13 +26,7 @@ def train(*overrides):
 
 
 def launch(*overrides):
-    return subprocess.Popen(
-        [sys.executable, "scripts/train.py", *overrides],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Command(["scripts/train.py", *overrides], merged=True)
 
 
 def wait_for(path, lines, process):
@@ -41,7 +34,7 @@ def wait_for(path, lines, process):
     for _ in range(600):
         if path.exists() and len(path.read_text().splitlines()) >= lines:
             return
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.printed()
         time.sleep(0.1)
     raise AssertionError(f"{path} did not reach {lines} lines")
 
@@ -116,12 +109,19 @@ def test_uniform_weighting_is_the_plain_method_and_seeds_differ(tiny_with_teache
     assert not torch.equal(plain, weights("seed", "seed=1"))
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopping_and_continuing_changes_nothing(tiny_with_teacher, tmp_path, kill):
-    """SIGKILL loses the epoch under way, the others save within it; the weights are the same."""
+@pytest.fixture(scope="module")
+def undisturbed(tiny_with_teacher, tmp_path_factory):
+    """The words of a run of twelve epochs, and where it was left in peace."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     common = [*tiny_with_teacher, "distiller=ea_kd", "recipe.epochs=12", "threads=1"]
-    train(*common, f"run_dir={tmp_path / 'whole'}")
+    train(*common, f"run_dir={folder}")
+    return common, folder
 
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopping_and_continuing_changes_nothing(undisturbed, tmp_path, kill):
+    """SIGKILL loses the epoch under way, the others save within it; the weights are the same."""
+    common, undisturbed = undisturbed
     stopped = tmp_path / "stopped"
     process = launch(*common, f"run_dir={stopped}")
     wait_for(stopped / "metrics.jsonl", 3, process)
@@ -142,12 +142,12 @@ def test_stopping_and_continuing_changes_nothing(tiny_with_teacher, tmp_path, ki
     weights = [path.relative_to(stopped) for path in stopped.rglob("*.safetensors")]
     assert len(weights) == 4  # last, best, and snapshots after two and six epochs
     for name in weights:
-        whole, continued = (load_file(folder / name) for folder in (tmp_path / "whole", stopped))
+        whole, continued = (load_file(folder / name) for folder in (undisturbed, stopped))
         assert all(torch.equal(whole[key], continued[key]) for key in whole), name
     for name in ("metrics.jsonl", "dynamics.jsonl"):
         expected, found = (
             [json.loads(line) for line in (folder / name).read_text().splitlines()]
-            for folder in (tmp_path / "whole", stopped)
+            for folder in (undisturbed, stopped)
         )
         for line in (*expected, *found):
             line.pop("train_seconds", None), line.pop("samples_per_second", None)

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
+from processes import Command
 from safetensors.torch import load_file
 from toys.boxes import RegionHead, RegionKD, Scenes
 from toys.language import Language, SequenceKD, Text, TinyGPT, number_lines
@@ -31,19 +31,16 @@ DOMAINS = {
 }
 
 
-def start(words, *, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
+def start(words, *, count=1):
+    launcher = ["tests/training/launch.py", f"--nproc-per-node={count}"]
+    return Command(
         [
-            *(sys.executable, *(launcher if processes > 1 else [])),
+            *(launcher if count > 1 else []),
             *("scripts/train.py", f"--config-dir={TESTS / 'toys' / 'configs'}"),
             *(*words, "device=cpu", "threads=1", "precision=float32"),
         ],
-        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        merged=True,
     )
 
 
@@ -59,14 +56,22 @@ def lines(directory, name="metrics.jsonl"):
     return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("domain", DOMAINS)
-def test_killed_and_continued_bit_for_bit(domain, kill, tmp_path):
-    # Long enough for a kill: an epoch of boxes takes a hundredth of a second.
-    job = [*DOMAINS[domain], f"recipe.epochs={40 if domain == 'language' else 300}"]
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train([*job, f"run_dir={whole}"])
+@pytest.fixture(scope="module", params=DOMAINS)
+def whole(request, tmp_path_factory):
+    """The words of a run that can be killed in time, and where it was left in peace."""
+    folder = tmp_path_factory.mktemp(request.param)
+    # An epoch of boxes takes a hundredth of a second.
+    job = [
+        *DOMAINS[request.param],
+        f"recipe.epochs={40 if request.param == 'language' else 300}",
+    ]
+    train([*job, f"run_dir={folder}"])
+    return job, folder
 
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_continued_bit_for_bit(whole, kill, tmp_path):
+    (job, whole), stopped = whole, tmp_path / "stopped"
     process = start([*job, f"run_dir={stopped}"])
     while not (stopped / "metrics.jsonl").exists() or len(lines(stopped)) < 3:
         assert process.poll() is None, process.communicate()
@@ -109,13 +114,7 @@ def test_metrics_and_units_are_the_tasks(tmp_path):
 def test_reports_compare_runs_of_any_task(tmp_path):
     for seed in (0, 1):
         train([*DOMAINS["boxes"], f"seed={seed}", f"output_root={tmp_path}"])
-    result = subprocess.run(
-        [sys.executable, "scripts/report.py", f"runs={tmp_path}/**"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = processes.run(["scripts/report.py", f"runs={tmp_path}/**"])
     assert "last regions %" in result.stdout and "| ea_regions | 2 |" in result.stdout
 
 
@@ -149,7 +148,7 @@ def test_one_denominator_however_a_step_is_cut(cut):
 def test_two_processes_and_micro_batches_train_the_same_model(tmp_path):
     job = [*DOMAINS["language"], "+student.dropout=0", "recipe.epochs=2", "recipe.accumulate=1"]
     train([*job, f"run_dir={tmp_path / 'one'}"])
-    train([*job, f"run_dir={tmp_path / 'two'}"], processes=2)
+    train([*job, f"run_dir={tmp_path / 'two'}"], count=2)
     train([*job, "recipe.accumulate=4", f"run_dir={tmp_path / 'cut'}"])
     expected = lines(tmp_path / "one")
     for name in ("two", "cut"):
