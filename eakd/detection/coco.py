@@ -77,7 +77,10 @@ def coco(
 
     def read(split: str, image: int) -> np.ndarray:
         height, width = splits[split].sizes[image].tolist()
-        return read_image(source, names[split][image], (width, height))
+        try:
+            return read_image(source, names[split][image], (width, height))
+        except UserError as error:  # while a run trains, where nobody adds the key
+            raise UserError(f"data.{error}") from error
 
     classes, ids = tuple(categories.values()), tuple(categories)
     mark = fingerprint(classes, splits, *(list(a.files) for a in found.values()), list(ids))
@@ -91,20 +94,17 @@ def read_image(source: Source, name: str, size: tuple[int, int] | None = None) -
         size: width and height that it must have; see `eakd.data.pixels.decode`.
 
     Raises:
-        UserError: ``data.root``, since it is raised while a run trains.
+        UserError: it cannot be read.
     """
+    content = source.read(name)
     try:
-        content = source.read(name)
-        try:
-            return np.asarray(decode(content, size).image)
-        except Refused as error:
-            raise UserError(
-                f"root: found {source.describe(name)} {error.found}, allowed is {error.allowed}"
-            ) from error
-        except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
-            raise source.damaged(name, error) from error
-    except UserError as error:
-        raise UserError(f"data.{error}") from error
+        return np.asarray(decode(content, size).image)
+    except Refused as error:
+        raise UserError(
+            f"root: found {source.describe(name)} {error.found}, allowed is {error.allowed}"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
+        raise source.damaged(name, error) from error
 
 
 def _choose(source: Source, wanted: Mapping[str, str | None]) -> dict[str, Place]:

@@ -229,30 +229,43 @@ class BoxPipeline:
             resized(*size, side, self.long_side)
             for size, side in zip(original, sides.tolist(), strict=True)
         ]
-        padded = (-(-max(lengths) // DIVISOR) * DIVISOR for lengths in zip(*sizes, strict=True))
-        images = torch.zeros(len(sizes), 3, *padded, device=self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        flipped = flips.tolist()
         targets = []
-        for i, (position, flip) in enumerate(zip(index.tolist(), flips.tolist(), strict=True)):
-            height, width = sizes[i]
-            _draw(images[i, :, :height, :width], self._move(decoded[i]), flip)
+        for position, old, (height, width), flip in zip(
+            index.tolist(), original, sizes, flipped, strict=True
+        ):
             corners, labels = boxes.training(position)
-            scale = np.array([width, height] * 2) / np.array(original[i][::-1] * 2)
-            corners = corners * scale
+            corners = corners * (np.array([width, height] * 2) / np.array(old[::-1] * 2))
             if flip:
-                corners = np.stack(
-                    [width - corners[:, 2], corners[:, 1], width - corners[:, 0], corners[:, 3]], 1
-                )
-            targets.append(
-                {"boxes": self._move(corners.astype(np.float32)), "labels": self._move(labels)}
-            )
+                left, top, right, bottom = corners.T
+                corners = np.stack([width - right, top, width - left, bottom], axis=1)
+            moved = move(corners.astype(np.float32), self.device), move(labels, self.device)
+            targets.append(dict(zip(("boxes", "labels"), moved, strict=True)))
+        images = assemble(decoded, sizes, flipped, self.device)
         return BoxBatch(images, sizes, targets, index.to(self.device), original)
 
-    def _move(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.require(array, requirements="W"))
-        if self.device.type == "cuda":  # only pinned memory is copied while the device computes
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+
+def assemble(
+    decoded: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int]],
+    flips: Sequence[bool],
+    device: torch.device,
+) -> Tensor:
+    """Images ``(H, W, 3)`` uint8, resized to ``sizes`` and mirrored, as `BoxBatch.images`."""
+    padded = (-(-max(lengths) // DIVISOR) * DIVISOR for lengths in zip(*sizes, strict=True))
+    images = torch.zeros(len(sizes), 3, *padded, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    for place, image, (height, width), flip in zip(images, decoded, sizes, flips, strict=True):
+        _draw(place[:, :height, :width], move(image, device), flip)
+    return images
+
+
+def move(array: np.ndarray, device: torch.device) -> Tensor:
+    """A tensor on the device; only pinned memory is copied while the device computes."""
+    tensor = torch.from_numpy(np.require(array, requirements="W"))
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def resized(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
