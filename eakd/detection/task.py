@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -47,13 +46,9 @@ class Detection:
         return find_inputs(config)
 
     def measure(self, batch: BoxBatch, terms: Terms) -> dict[str, Tensor]:
-        """The regions of each image, and the percentage of them that are no background."""
-        if terms.sample is None or terms.targets is None:
-            return {}
-        foreground = (terms.targets > 0).float()
-        rows = torch.stack([torch.ones_like(foreground), foreground])
-        rois, found = rows.new_zeros(2, len(batch.index)).index_add_(1, terms.sample, rows)
-        return {"rois": rois, "foreground_share": 100 * found / rois.clamp(min=1)}
+        from eakd.detection.regions import RegionTerms, region_statistics
+
+        return region_statistics(terms) if isinstance(terms, RegionTerms) else {}
 
     def evaluate(
         self, model: nn.Module, data: BoxPipeline, split: str, compute: Compute
