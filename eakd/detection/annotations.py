@@ -50,6 +50,7 @@ def parse(content: bytes, where: str) -> Annotations:
     ids = _integers(images, "id", "image", where)
     files = _column(images, "file_name", lambda x: isinstance(x, str) and x, "a text", where)
     sizes = [_column(images, key, _is_length, "pixels > 0", where) for key in ("height", "width")]
+    _check_pixels(files, sizes, where)
     place = {each: i for i, each in enumerate(ids)}
     if len(place) < len(ids):
         twice = next(each for i, each in enumerate(ids) if place[each] != i)
@@ -166,7 +167,8 @@ def _known(rows: list[dict[str, Any]], key: str, places: dict[int, int], where: 
             if type(value) is not int or value not in places:
                 raise UserError(
                     f"root: found annotation {shortened(row.get('id'))} of "
-                    f"{key.removesuffix('_id')} {shortened(value)}, which {where} does not list"
+                    f"{key.removesuffix('_id')} {shortened(value)}, which {where} does not "
+                    "list, allowed is a complete copy"
                 ) from None
         raise
 
@@ -181,6 +183,18 @@ def _bboxes(rows: list[dict[str, Any]], where: str) -> np.ndarray:
                 f"{where}, allowed are 4 finite numbers x, y, width, height"
             )
     return np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+
+
+def _check_pixels(files: list[str], sizes: list[list[int]], where: str) -> None:
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS or LARGEST
+    for file, height, width in zip(files, *sizes, strict=True):
+        if height * width > most:
+            raise UserError(
+                f"root: found {shortened(file)} of {height * width // 10**6:,} megapixels in "
+                f"{where}, allowed is up to {most // 10**6:,}: scale it down, with its boxes"
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -204,7 +204,7 @@ def drawn(
 
     # A golden angle around the wheel of colours, so that neighbouring labels differ.
     colours = [f"hsl({int(label * 137.5) % 360}, 90%, 60%)" for label in labels.tolist()]
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if len(boxes):
         width = max(1, round(max(image.shape) / 300))
         corners: Tensor = torch.from_numpy(boxes)
