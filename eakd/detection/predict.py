@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from eakd.composing import compose
 from eakd.data.pixels import is_image
 from eakd.data.source import Folder, Source, as_path, open_source
 from eakd.detection.boxes import BoxBatch
@@ -27,7 +26,6 @@ from eakd.files import write_atomically, write_json
 from eakd.models.weights import load_weights
 from eakd.targets import build
 from eakd.training.device import Compute
-from eakd.training.find_teacher import find_checkpoint
 from eakd.training.reading import read_object
 from eakd.training.run import build_compute
 
@@ -132,15 +130,16 @@ def _read(source: Source, name: str) -> np.ndarray:
 
 
 def load_detector(config: DictConfig, compute: Compute) -> Detector:
-    """The network of ``run``, or of ``model`` and ``checkpoint``.
+    """The network of ``run``, or of ``model`` with ``checkpoint``.
 
     Raises:
-        UserError: neither or both are given, or they lead nowhere.
+        UserError: neither or both are given, or they lead to no detector.
     """
-    if (config.run is None) == (config.model is None):
+    if (config.run is None) == (config.checkpoint is None):
         found = "neither" if config.run is None else "both"
         raise UserError(
-            f"run, model: found {found}, allowed is run=DIRECTORY, or model=NAME checkpoint=FILE"
+            f"run, checkpoint: found {found}, allowed is run=DIRECTORY, or model=NAME and "
+            "checkpoint=FILE"
         )
     sides = SIDES
     if config.run is not None:
@@ -153,13 +152,16 @@ def load_detector(config: DictConfig, compute: Compute) -> Detector:
         node, path = OmegaConf.create(made["student"]), Path(config.run) / "last.safetensors"
         sides = made["data"]["test_short_side"], made["data"]["long_side"]
     else:
-        check_text("model", config.model)
-        node = compose([f"student={config.model}"]).student
-        path = Path(config.checkpoint or "")
-    key = "run" if config.run is not None else "checkpoint"
-    path = find_checkpoint(str(path), "", "", Path(), {}, key=key)
+        check_text("checkpoint", config.checkpoint)
+        node, path = config.model, Path(config.checkpoint)
+    if not path.is_file():
+        key = "checkpoint" if config.run is None else "run"
+        raise UserError(f"{key}: found no file {path}, allowed is a file of weights")
     categories = read_categories(path) or _numbered(path)
-    model = build(node, "student", nn.Module, num_classes=len(categories))
+    # A run's student is a model as any other: its name is no argument either.
+    model = build(node, "model", nn.Module, num_classes=len(categories))
+    if not callable(getattr(model, "detect", None)):
+        raise UserError(f"model: found {node.name}, which detects nothing, allowed is frcnn_…")
     load_weights(model, path)
     short, long = (
         own if given is None else check_number(name, given, at_least=32, integer=True)

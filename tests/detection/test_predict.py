@@ -96,12 +96,12 @@ def test_bad_input_is_one_line(weights, tmp_path):
         ("nowhere", [], "images: found no "),
         ("bad.png", [], "images: found "),
         ("a.png", ["score=2"], "score: found 2"),
-        ("a.png", ["model=null"], "run, model: found neither"),
-        ("a.png", ["run=somewhere"], "run, model: found both"),
-        ("a.png", ["model=null", f"run={tmp_path / 'run'}"], "run: found no run of a detector"),
-        ("a.png", ["model=frcnn_none"], "student: found 'frcnn_none'"),
+        ("a.png", ["checkpoint=null"], "run, checkpoint: found neither"),
+        ("a.png", ["run=somewhere"], "run, checkpoint: found both"),
+        ("a.png", ["checkpoint=null", f"run={tmp_path / 'run'}"], "run: found no run of a detect"),
+        ("a.png", ["model=frcnn_none"], "model: found 'frcnn_none'"),
         ("a.png", [f"checkpoint={good}"], "checkpoint: found nothing of classes in "),
-        ("a.png", ["checkpoint=lost.pth"], "checkpoint: found no file 'lost.pth'"),
+        ("a.png", ["checkpoint=lost.pth"], "checkpoint: found no file lost.pth"),
     ):
         with pytest.raises(UserError) as caught:
             predict(settings(weights, tmp_path / images, tmp_path / "out", *words))
