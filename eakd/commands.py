@@ -11,7 +11,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from eakd.command_line import entry_point
-from eakd.config import plain
+from eakd.config import DEFAULT_TASK, plain
 
 
 def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -34,10 +34,13 @@ def train(config: DictConfig) -> None:
 
 @command
 def evaluate(config: DictConfig) -> None:
-    """Top-1 and top-5 accuracy of any checkpoint, ours or the public zoo's."""
-    from eakd.classification import evaluate_checkpoint
+    """The metrics of any checkpoint on the test split, ours or the public zoo's."""
+    from eakd.targets import locate
+    from eakd.training.task import load_task
 
-    evaluate_checkpoint(config)
+    name = config.data.get("task") or DEFAULT_TASK
+    load_task(name)  # that it is one, before anything of its room is called
+    locate(f"{name.rpartition('.')[0]}.evaluate_checkpoint", "data.task")(config)
 
 
 @command
@@ -54,6 +57,14 @@ def report(config: DictConfig) -> None:
     from eakd.reproduce.comparison import report
 
     print(report(config.runs, plain(config.by), config.baseline, config.select, config.plot))
+
+
+@command
+def predict(config: DictConfig) -> None:
+    """Draw the boxes that a detector finds in images, and write them down."""
+    from eakd.detection.predict import predict
+
+    predict(config)
 
 
 @command

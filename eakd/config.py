@@ -170,7 +170,7 @@ def identity(config: DictConfig) -> dict[str, Any]:
         if recipe.get(key, default) == default:
             recipe.pop(key, None)
     for place in (kept["data"], kept["data"].get("load", {})):
-        for key in ("root", "cache_dir", "download", *FACTS["data"]):
+        for key in ("root", "cache_dir", "download", "workers", *FACTS["data"]):
             place.pop(key, None)
     for key in FACTS["distiller"][1:]:  # all but the name
         kept["distiller"].pop(key, None)

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of any checkpoint, ours or the public zoo's."""
+"""The metrics of any checkpoint on the test split, ours or the public zoo's."""
 
 from eakd.commands import evaluate
 

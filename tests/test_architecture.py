@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "eakd"
 SCRIPTS = PACKAGE.parent / "scripts"
 
 # What commands do.
-DOERS = {"training", "classification", "benchmark", "reproduce", "teachers"}
+DOERS = {"training", "classification", "detection", "benchmark", "reproduce", "teachers"}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
 CONFIG = ("places", "config", "targets", "checking", "composing")
@@ -28,13 +28,17 @@ ALLOWED = {
     "checking": {"errors", "config", "targets"},
     "composing": {"errors", "config", "targets", "checking"},
     "command_line": {"errors", "places", "config", "checking", "composing", "workers"},
-    "commands": {"config", "command_line", *DOERS},
+    "commands": {"config", "targets", "command_line", *DOERS},
     "models": {"errors", "files"},
     "data": {"errors", "files", "download"},
     "distillers": {"errors", "weighting", "data", "models"},
     # Knows no domain: neither images nor any task but by its name in a data set's file.
     "training": {"errors", "files", "download", *CONFIG, "distillers"},
     "classification": {
+        *("errors", "files", "weighting", *CONFIG),
+        *("data", "models", "distillers", "training"),
+    },
+    "detection": {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training"),
     },

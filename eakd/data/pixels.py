@@ -68,14 +68,19 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in readable()
 
 
-def decode(content: bytes) -> Decoded:
+def decode(content: bytes, size: tuple[int, int] | None = None) -> Decoded:
     """The first frame of a file, by its content and not by its suffix, upright and as RGB.
 
     The EXIF orientation is applied; an EXIF block that cannot be read counts as upright. Colour
     profiles are ignored. See `to_rgb` for colours.
 
+    Args:
+        size: width and height that annotations give the image. Programs differ in whether they
+            annotate what is stored or what viewers show, so that the orientation is not applied
+            where only the stored size is this one.
+
     Raises:
-        Refused: too many pixels, none, or colours with no single right reading.
+        Refused: too many pixels, none, another size, or colours with no single right reading.
         Exception: whatever Pillow raises for a damaged file.
     """
     from PIL import Image, ImageOps
@@ -94,11 +99,24 @@ def decode(content: bytes) -> Decoded:
         frames = 1 if image.format == "PSD" else getattr(image, "n_frames", 1)
         _scale_transparent_grey(image)
         image.load()
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-        except Exception:  # parsing a damaged block raises almost anything
-            image.load()
+        if size in (None, _shown_size(image)):
+            try:
+                ImageOps.exif_transpose(image, in_place=True)
+            except Exception:  # parsing a damaged block raises almost anything
+                image.load()
+        elif size != image.size:
+            found, wanted = ("x".join(map(str, pair)) for pair in (image.size, size))
+            raise Refused(f"of {found} pixels", f"{wanted} as its annotations say")
         return Decoded(to_rgb(image), frames)
+
+
+def _shown_size(image) -> tuple[int, int]:
+    """Width and height once the EXIF orientation is applied."""
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # parsing a damaged block raises almost anything
+        return image.size
+    return image.size[::-1] if orientation in (5, 6, 7, 8) else image.size
 
 
 def to_rgb(image):

@@ -59,11 +59,12 @@ def as_path(key: str, value: object) -> Path:
         raise UserError(f"{key}: found {text!r} ({error}), allowed is an existing home") from error
 
 
-def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
+def read_regular(path: Path, limit: int | None = None) -> tuple[bytes, os.stat_result]:
     """Content and status of a regular file.
 
     Raises:
-        OSError: it cannot be read, is no regular file or larger than `MAX_FILE_BYTES`.
+        OSError: it cannot be read, is no regular file or larger than ``limit`` bytes, by
+            default `MAX_FILE_BYTES`.
     """
     # Without O_NONBLOCK, opening a pipe waits for somebody to write.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -71,14 +72,15 @@ def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        _check_size(status.st_size)
+        _check_size(status.st_size, limit)
         content = file.read(status.st_size)
         return content, os.fstat(file.fileno())
 
 
-def _check_size(size: int) -> None:
-    if size > MAX_FILE_BYTES:
-        raise OSError(f"{size} bytes, more than the {MAX_FILE_BYTES} that a file may have")
+def _check_size(size: int, limit: int | None) -> None:
+    limit = limit or MAX_FILE_BYTES
+    if size > limit:
+        raise OSError(f"{size} bytes, more than the {limit} that a file may have")
 
 
 def signature(path: Path) -> str:
@@ -134,7 +136,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def _read(self, name: str) -> bytes: ...
+    def _read(self, name: str, limit: int | None) -> bytes: ...
 
     @abstractmethod
     def signature(self, arrange: Callable[[], object]) -> str:
@@ -165,14 +167,14 @@ class Source(ABC):
         kinds = sorted(self.left_out.items())
         return ", ".join(f"{kind}: {len(n):,} ({printable(min(n))})" for kind, n in kinds)
 
-    def read(self, name: str) -> bytes:
-        """Content of a file.
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """Content of a file of at most ``limit`` bytes, by default `MAX_FILE_BYTES`.
 
         Raises:
             UserError: it cannot be read.
         """
         try:
-            return self._read(name)
+            return self._read(name, limit)
         except (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise self.damaged(name, error) from error
 
@@ -265,8 +267,8 @@ class Folder(Source):
                     self.leave_out("neither files nor folders", name)
         return sorted(files)
 
-    def _read(self, name: str) -> bytes:
-        content, status = read_regular(self.path / (self.prefix + name))
+    def _read(self, name: str, limit: int | None) -> bytes:
+        content, status = read_regular(self.path / (self.prefix + name), limit)
         stamp = self.stamps.setdefault(name, _stamp(status))
         if stamp != _stamp(status) or len(content) != status.st_size:
             raise OSError("it changed while the set was read")
@@ -340,9 +342,9 @@ class Zip(Source):
                     self.leave_out("neither files nor folders", name)
         return sorted(files)
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, limit: int | None) -> bytes:
         info = self._archive.getinfo(self.prefix + name)
-        _check_size(info.file_size)
+        _check_size(info.file_size, limit)
         return self._archive.read(info)
 
     def signature(self, arrange: Callable[[], object]) -> str:
