@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "eakd"
 SCRIPTS = PACKAGE.parent / "scripts"
 
 # What commands do.
-DOERS = {"training", "classification", "benchmark", "reproduce", "teachers"}
+DOERS = {"training", "classification", "detection", "benchmark", "reproduce", "teachers"}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
 CONFIG = ("places", "config", "targets", "checking", "composing")
@@ -35,6 +35,10 @@ ALLOWED = {
     # Knows no domain: neither images nor any task but by its name in a data set's file.
     "training": {"errors", "files", "download", *CONFIG, "distillers"},
     "classification": {
+        *("errors", "files", "weighting", *CONFIG),
+        *("data", "models", "distillers", "training"),
+    },
+    "detection": {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training"),
     },
