@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,11 +17,8 @@ from eakd.models.weights import save_weights
 from eakd.targets import build
 
 # COCO numbers its 80 classes 1 to 90, with gaps; torchvision's networks have an output for each.
-COCO_ROWS = [
-    row
-    for row, name in enumerate(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
-    if name != "N/A"
-]
+COCO_NAMES = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+COCO_ROWS = [row for row, name in enumerate(COCO_NAMES) if name != "N/A"]  # background first
 
 
 def convert_checkpoint(config: DictConfig) -> Path:
@@ -42,7 +40,10 @@ def convert_checkpoint(config: DictConfig) -> Path:
     model = build(node, "model", nn.Module, num_classes=classes)
     _load(model, state, path, config.model.name)
     into = Path(config.into)
-    save_weights(model, into, {"source": path.name, "sha256": digest, "num_classes": str(classes)})
+    about = {"source": path.name, "sha256": digest, "num_classes": str(classes)}
+    if classes == len(COCO_ROWS) - 1:  # both programs order them by COCO's ids
+        about["categories"] = json.dumps([[row, COCO_NAMES[row]] for row in COCO_ROWS[1:]])
+    save_weights(model, into, about)
     print(f"{into}: {config.model.name}, {len(state)} tensors of {path}")
     return into
 

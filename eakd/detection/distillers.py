@@ -61,7 +61,7 @@ class Detector(Distiller):
                 f"teacher: found {teacher.num_classes} classes, allowed are the student's "
                 f"{student.num_classes}"
             )
-        self.beta = student.rpn.beta = BETAS[box_loss]
+        self.box_beta = student.rpn.beta = BETAS[box_loss]
 
     def student_pass(
         self, batch: BoxBatch, progress: Progress
@@ -85,7 +85,7 @@ class Detector(Distiller):
             [torch.full_like(x[:, 0], i, dtype=torch.int64) for i, x in enumerate(boxes)]
         )
         regions = Regions(logits, offsets, labels, image, boxes)
-        classes, distances = region_losses(regions, torch.cat(goals), self.beta)
+        classes, distances = region_losses(regions, torch.cat(goals), self.box_beta)
         return regions, {
             "rpn_class": first["loss_objectness"],
             "rpn_box": first["loss_rpn_box_reg"],
@@ -154,7 +154,8 @@ class RegionDistiller(Detector):
     def teacher_pass(self, batch: BoxBatch, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The teacher's logits and offsets of the student's boxes; it proposes none of its own."""
         sizes = list(batch.sizes)
-        return self.teacher.regions(self.teacher.maps(batch.images, sizes), boxes, sizes)
+        maps = self.teacher.maps(batch.images, sizes, teaching=True)
+        return self.teacher.regions(maps, boxes, sizes)
 
     def compare(
         self,

@@ -34,10 +34,15 @@ class TwoStageDetector(FasterRCNN):
     """torchvision's ``FasterRCNN``, called on batches that are resized and padded already.
 
     Its own ``forward`` takes a list of images, as always. Built by `faster_rcnn`.
+
+    Args:
+        swapped_means: as a teacher, see ``channel_means`` of `faster_rcnn`.
+        **kwargs: of ``FasterRCNN``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, swapped_means: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.swapped_means = swapped_means
         for name, values in (
             ("mean", self.transform.image_mean),
             ("std", self.transform.image_std),
@@ -50,21 +55,27 @@ class TwoStageDetector(FasterRCNN):
         """Classes without the background."""
         return self.roi_heads.box_predictor.cls_score.out_features - 1
 
-    def normalized(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def normalized(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], teaching: bool = False
+    ) -> Tensor:
         """``(n, 3, H, W)`` RGB in [0, 1] as the backbone takes it, with zeros around each image.
 
         Args:
             sizes: (height, width) of each image within the padded batch.
+            teaching: for a student, which is when means may be swapped.
         """
-        x = (images - self.mean) / self.std
+        mean = self.mean.flip(0) if teaching and self.swapped_means else self.mean
+        x = (images - mean) / self.std
         for image, (height, width) in zip(x, sizes, strict=True):
             image[:, height:].zero_()
             image[:, :, width:].zero_()
         return x
 
-    def maps(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """The feature pyramid of a batch, the finest level first."""
-        return self.backbone(self.normalized(images, sizes))
+    def maps(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], teaching: bool = False
+    ) -> dict[str, Tensor]:
+        """The feature pyramid of a batch, the finest level first; see `normalized`."""
+        return self.backbone(self.normalized(images, sizes, teaching))
 
     def regions(
         self, maps: dict[str, Tensor], boxes: list[Tensor], sizes: Sequence[tuple[int, int]]
@@ -127,9 +138,9 @@ def faster_rcnn(
         anchors_per_image, rois_per_image: sampled for the losses.
         proposals: kept of the first stage. With torchvision's parts twice as many in training.
         mean, std: of the normalisation, RGB in [0, 1].
-        channel_means: ``as_published`` subtracts red's mean from blue and blue's from red, as the
-            published distillation does from its ResNet-101 teacher's images. See
-            ``docs/paper-notes.md``.
+        channel_means: ``as_published`` subtracts red's mean from blue and blue's from red while the
+            network teaches, but not while it detects, as the published distillation does with its
+            ResNet-101 teacher. See ``docs/paper-notes.md``.
 
     Raises:
         UserError: a value outside its range, or maps that do not fit.
@@ -147,8 +158,6 @@ def faster_rcnn(
     }.items():
         check_number(name, number, at_least=1, integer=True)
     mean, std = check_numbers("mean", mean, 3), check_numbers("std", std, 3, above=0)
-    if channel_means == "as_published":
-        mean = mean[::-1]
     maps = _dry_run(backbone, len(anchor_sizes))
     names = [name for name in maps if name != "pool"]
     strides = [SIDE // x.shape[-1] for x in maps.values()]
@@ -171,6 +180,7 @@ def faster_rcnn(
         box_head=TwoMLPHead(channels * 7**2, head_features),
         box_predictor=Predictor(head_features, num_classes + 1),
         box_batch_size_per_image=rois_per_image,
+        swapped_means=channel_means == "as_published",
     )
     kept = {"training": proposals * (1 if parts == "detectron2" else 2), "testing": proposals}
     model.rpn = ProposalNetwork(

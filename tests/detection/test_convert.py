@@ -52,6 +52,8 @@ def test_a_zoo_file(zoo, tmp_path, monkeypatch):
     load_weights(model, path)
     with safe_open(path, "pt") as file:
         header = file.metadata()
+    categories = json.loads(header.pop("categories"))  # as COCO's annotations call them
+    assert len(categories) == 80 and categories[::79] == [[1, "person"], [90, "toothbrush"]]
     assert header == {"source": "model_final.pkl", "sha256": digest, "num_classes": "80"}
     weights = pickle.loads(zoo.read_bytes())["model"]
     score = torch.from_numpy(weights["roi_heads.box_predictor.cls_score.bias"])

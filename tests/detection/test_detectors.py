@@ -90,16 +90,16 @@ def test_the_student_is_a_torchvision_network(plain_pair):
 
 
 def test_means_as_published():
-    """Red and blue minus each other's mean: 20.1 of 255 grey levels to either side."""
+    """A student is taught with red and blue 20.1 of 255 grey levels to either side."""
     images, sizes = torch.rand(1, 3, 32, 32), [(32, 32)]
-    trained, published = (
-        frcnn_tiny(2, channel_means=means).normalized(images, sizes)
-        for means in ("as_trained", "as_published")
-    )
+    model = frcnn_tiny(2, channel_means="as_published")
+    trained, published = (model.normalized(images, sizes, teaching) for teaching in (False, True))
     apart = ((published - trained) * torch.tensor(STD)[:, None, None] * 255).mean((0, 2, 3))
     torch.testing.assert_close(apart, torch.tensor([20.145, 0.0, -20.145]), atol=1e-3, rtol=0)
     expected = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     torch.testing.assert_close(trained, expected)
+    usual = frcnn_tiny(2, channel_means="as_trained")
+    assert torch.equal(usual.normalized(images, sizes, teaching=True), trained)
 
 
 def test_anchors_are_detectron2s():

@@ -121,6 +121,20 @@ def test_both_networks_judge_the_same_boxes_once(method):
     assert all(p.grad is not None for p in networks["student"].parameters())
 
 
+def test_a_teachers_means_matter_while_it_teaches():
+    batch, boxes = pictures(), [torch.tensor([[4.0, 4, 30, 30]])] * 2
+    found = {
+        means: RoIKD(student(), teacher(channel_means=means)).teacher_pass(batch, boxes)[0]
+        for means in ("as_trained", "as_published")
+    }
+    expected = teacher()
+    with torch.no_grad():
+        maps = expected.maps(batch.images, batch.sizes)
+        logits, _ = expected.regions(maps, boxes, batch.sizes)
+    assert torch.equal(found["as_trained"], logits)
+    assert (found["as_published"] - logits).abs().max() > 1e-3
+
+
 def steps(distiller, optimizer, first, last):
     for step in range(first, last):
         now = START._replace(step=step)
@@ -302,10 +316,18 @@ def test_logits_and_boxes_are_float32_under_autocast():
     assert {x.dtype for x in kinds} == {torch.float32} and total.loss.isfinite()
 
 
-def test_box_loss_is_of_both_stages():
-    network = student()
-    assert Detector(network, box_loss="l1").beta == network.rpn.beta == 0
-    assert Detector(network, box_loss="smooth_l1").beta == network.rpn.beta == 1 / 9
+def test_box_loss_is_of_both_stages_and_the_same_in_every_method():
+    found = {}
+    for box_loss in ("l1", "smooth_l1"):
+        for method in (Detector, RoIKD, RoIDKD):
+            network = student()
+            distiller = method(network, teacher(), box_loss=box_loss).train()
+            terms = distiller(pictures(), START)
+            found[box_loss, method] = terms["rpn_box"].item(), terms["roi_box"].item()
+        assert len({found[box_loss, method] for method in (Detector, RoIKD, RoIDKD)}) == 1
+    assert all(
+        a > b > 0 for a, b in zip(found["l1", RoIKD], found["smooth_l1", RoIKD], strict=True)
+    )
 
 
 @pytest.mark.parametrize(
