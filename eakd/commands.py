@@ -89,3 +89,11 @@ def teachers(config: DictConfig) -> None:
     from eakd.teachers.command import teachers
 
     teachers(config)
+
+
+@command
+def convert(config: DictConfig) -> None:
+    """A published detector, detectron2's or torchvision's, as a file that training reads."""
+    from eakd.detection.convert import convert_checkpoint
+
+    convert_checkpoint(config)

@@ -30,9 +30,9 @@ UNIDENTIFYING = {
 FACTS = {
     "data": ("task", "plan"),
     "distiller": ("name", "task", "needs_teacher", "scales_with_epochs", "logits_only"),
-    "teacher": ("name", "checkpoint", "table"),
-    "student": ("name",),
-    "model": ("name",),
+    "teacher": ("name", "task", "checkpoint", "table"),
+    "student": ("name", "task"),
+    "model": ("name", "task"),
 }
 
 # Keys that came after the first runs. With these values they are as if they had never been, so that
@@ -94,23 +94,41 @@ def method_files(folder: Path = CONFIGS) -> Iterator[str]:
 
 
 def check_domain(config: DictConfig) -> None:
-    """Refuse a method of one domain on data of another.
+    """Refuse a method or a network of one domain on data of another.
 
     Raises:
-        UserError: with the methods that fit the data.
+        UserError: with those that fit the data.
     """
-    data, method = (config[key].get("task") or DEFAULT_TASK for key in ("data", "distiller"))
-    if data != method:
-        fitting = [
-            name
-            for folder in config_folders()
-            for name in method_files(folder)
-            if (OmegaConf.load(folder / "distiller" / f"{name}.yaml").get("task") or DEFAULT_TASK)
-            == data
-        ]
+    for key in ("distiller", "student", *(["teacher"] if needs_teacher(config) else [])):
+        check_fits(config, key)
+
+
+def check_fits(config: DictConfig, key: str) -> None:
+    """Refuse what a node names if its file, by ``task``, is for other data.
+
+    A network whose file names no task is one for images; where a domain has no networks of its own
+    to offer, it is not refused.
+
+    Args:
+        key: ``distiller``, ``student``, ``teacher`` or ``model``.
+
+    Raises:
+        UserError: with what fits the data.
+    """
+    group, kind = ("distiller", "method") if key == "distiller" else ("model", "network")
+    wanted, found = config.data.get("task") or DEFAULT_TASK, config[key].get("task")
+    if (found or DEFAULT_TASK) == wanted:
+        return
+    fitting = [
+        path.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in config_folders()
+        for path in sorted((folder / group).rglob("*.yaml"))
+        if (OmegaConf.load(path).get("task") or DEFAULT_TASK) == wanted
+    ]
+    if found or fitting or key == "distiller":
         raise UserError(
-            f"distiller: found {config.distiller.name}, a method for {method}, allowed with "
-            f"data={config.data.name} is {', '.join(fitting) or f'a method for {data}'}"
+            f"{key}: found {config[key].name}, a {kind} for {found or DEFAULT_TASK}, allowed with "
+            f"data={config.data.name} is {', '.join(fitting) or f'a {kind} for {wanted}'}"
         )
 
 
@@ -174,6 +192,8 @@ def identity(config: DictConfig) -> dict[str, Any]:
             place.pop(key, None)
     for key in FACTS["distiller"][1:]:  # all but the name
         kept["distiller"].pop(key, None)
+    for key in kept.keys() & {"teacher", "student"}:
+        kept[key].pop("task", None)
     return _same_numbers(kept)
 
 

@@ -21,9 +21,10 @@ def test_every_model_is_teacher_and_student(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_ea_form(name):
-    plain, ea = compose([f"distiller={name}"]), compose([f"distiller=ea_{name}"])
-    assert (method_label(plain), plain.weighting.kind) == (name, "uniform")
-    assert (method_label(ea), ea.weighting.kind) == (f"ea_{name}", "ea")
+    domain, slash, label = name.rpartition("/")
+    plain, ea = (compose([f"distiller={word}"]) for word in (name, f"{domain}{slash}ea_{label}"))
+    assert (method_label(plain), plain.weighting.kind) == (label, "uniform")
+    assert (method_label(ea), ea.weighting.kind) == (f"ea_{label}", "ea")
     assert plain.distiller._target_ == ea.distiller._target_
 
 

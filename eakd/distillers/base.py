@@ -228,7 +228,7 @@ class Distiller(nn.Module):
             source = terms.weight_source(name)
             key = tuple(map(id, source))
             if key not in known:
-                known[key] = self._weigh(source, term, progress)
+                known[key] = self._weigh(terms, source, term, progress)
             weight, (_, first) = known[key][1], next(iter(known.values()))
             # Broadcasting would silently make another weighting of a term of another shape.
             if term.shape != weight.shape or weight.shape != first.shape:
@@ -247,8 +247,12 @@ class Distiller(nn.Module):
             entropies, weight = self._entropies(terms.weight_source()), None
         return Total(loss, weight, distillation, unweighted, entropies)
 
+    def spread(self, weight: Tensor, terms: Terms) -> Tensor:
+        """What the rows' own weights ``(U,)`` become: themselves, or what a sample's rows share."""
+        return weight
+
     def _weigh(
-        self, source: Source, term: Tensor, progress: Progress | None
+        self, terms: Terms, source: Source, term: Tensor, progress: Progress | None
     ) -> tuple[Entropies | None, Tensor]:
         """The entropies of each row and its weight."""
         entropies = self._entropies(source)
@@ -256,7 +260,8 @@ class Distiller(nn.Module):
         if isinstance(weighting, Weighting) and type(weighting).__call__ is Weighting.__call__:
             if entropies is not None:
                 draw = None if progress is None else progress.generator
-                return entropies, weighting.deal(weighting.combine(entropies), draw)
+                weight = self.spread(weighting.combine(entropies), terms)
+                return entropies, weighting.deal(weight, draw)
             if self.weighting.kind == "uniform":
                 return None, term.detach().new_ones(len(term))
         elif not isinstance(source, Entropies) and source[0] is not None:
@@ -266,7 +271,7 @@ class Distiller(nn.Module):
                     f"weighting: found {tuple(weight.shape)} weights from {self.weighting!r}, "
                     f"allowed is {tuple(rows)}, one for each row"
                 )
-            return entropies, weight
+            return entropies, self.spread(weight, terms)
         raise UserError(
             f"weighting: found {self.weighting!r} for a method whose terms tell no "
             "logits, allowed is uniform"

@@ -13,10 +13,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import FrozenBatchNorm2d
 
 # Folding is checked in float64, where rounding over a hundred layers stays far below this share of
 # a map's largest value.
 ROUNDING = 1e-9
+
+NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)  # of detectors: constants from the start
 
 
 def prepare_teacher(
@@ -114,7 +117,7 @@ def _private_pairs(
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             handles.append(module.register_forward_hook(after_conv))
-        elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
+        elif type(module) in NORMS and module.running_mean is not None:
             handles.append(module.register_forward_pre_hook(before_norm))
     with CountUses():
         outputs = _floats(model(example))

@@ -19,7 +19,9 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 def test_every_architecture_has_one() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*ZOO, *TIMM, "timm", "vit_tiny"}
+    files = {path.stem: path.read_text() for path in CONFIGS.glob("*.yaml")}
+    of_images = {name for name, text in files.items() if "\ntask: " not in text}
+    assert of_images == {*ZOO, *TIMM, "timm", "vit_tiny"}
 
 
 @pytest.mark.parametrize("name", [*ZOO, "timm"])
