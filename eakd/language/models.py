@@ -275,10 +275,15 @@ def positions_of(model: nn.Module) -> int | None:
     return None
 
 
+def outputs_of(model: nn.Module) -> int:
+    """Logits of a token, those that no token of the tokenizer has included."""
+    head = model.get_output_embeddings()
+    return getattr(head, "out_features", None) or model.config.vocab_size
+
+
 def check_vocabulary(model: nn.Module, tokenizer: Any, role: str) -> None:
     """Raise `UserError` unless a model has an output for each token; say so if it has more."""
-    head = model.get_output_embeddings()
-    found = getattr(head, "out_features", None) or model.config.vocab_size
+    found = outputs_of(model)
     if found < len(tokenizer):
         raise UserError(
             f"{role}: found {found} embeddings, allowed is at least {len(tokenizer)}, the "
