@@ -38,7 +38,7 @@ class Said(nn.Module):
 
 
 def batch_of(labels, count=None):
-    """The batch of a stored one: ``labels`` ``(N, L)`` say what follows, -100 where nothing does."""
+    """The batch of stored ``labels`` ``(N, L)``: what follows each token, -100 for nothing."""
     labels = torch.as_tensor(labels)
     mask = labels != -100
     lengths = tuple(mask.sum(1).tolist())
