@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "eakd"
 SCRIPTS = PACKAGE.parent / "scripts"
 
 # What commands do.
-DOERS = {"training", "classification", "detection", "benchmark", "reproduce", "teachers"}
+DOERS = {
+    *("training", "classification", "language", "detection"),
+    *("benchmark", "reproduce", "teachers"),
+}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
 CONFIG = ("places", "config", "targets", "checking", "composing")
@@ -37,6 +40,10 @@ ALLOWED = {
     "classification": {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training"),
+    },
+    "language": {
+        *("errors", "files", "factors", "weighting", *CONFIG),
+        *("data", "distillers", "training"),  # of data, only the streams of random numbers
     },
     "detection": {
         *("errors", "files", "weighting", *CONFIG),

@@ -35,7 +35,12 @@ from eakd.training.reading import (
 )
 
 # What a run is made from, besides its config.
-INPUTS = {"data_fingerprint": "data", "teacher_digest": "weights of the teacher"}
+INPUTS = {
+    "data_fingerprint": "data",
+    "teacher_digest": "weights of the teacher",
+    "student_digest": "weights that the student starts from",
+    "teacher_table": "answers of the teacher",
+}
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +121,10 @@ class RunRecord:
             # Nobody else writes here now, so these are what killed processes left.
             for folder in (self.directory, self.directory / SNAPSHOTS, self.directory / ".hydra"):
                 for path in folder.glob(".*.tmp"):
-                    path.unlink(missing_ok=True)
+                    if path.is_dir():  # of a task whose students are folders
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
             for path in self.directory.glob(f".{LOCK}.*"):  # claims on locks
                 path.unlink(missing_ok=True)
         if (fresh or self.fresh) and self.writes:
