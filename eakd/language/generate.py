@@ -1,16 +1,16 @@
 """Answers sampled from a causal language model, each by random numbers of its own.
 
-Row i of a set and sampling seed k own a stream of uniform numbers, and token t of that answer is the
-inverse of the cumulative distribution at the stream's number t. So an answer does not depend on what
-else is in its batch, on the order, or on the number of devices, up to rounding. Rows that have ended
-leave the batch, and several answers to one prompt share its pass through the model.
+Row i of a set and sampling seed k own a stream of uniform numbers, and token t of that answer is
+the inverse of the cumulative distribution at the stream's number t. So an answer does not depend on
+what else is in its batch, on the order, or on the number of devices, up to rounding. Rows that have
+ended leave the batch, and several answers to one prompt share its pass through the model.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from eakd.errors import UserError, check_number
+from eakd.language.models import positions_of
+from eakd.training.parallel import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def generate(
     end: Collection[int],
     batch_size: int = 128,
     vocabulary: int | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[list[tuple[Request, Answer]]]:
     """Answer all requests, the longest prompts first, and hand over a batch at a time.
 
@@ -82,28 +85,35 @@ def generate(
         model: a causal language model of transformers, in eval mode, on its device.
         requests: equal rows have equal prompts.
         end: ids that end an answer.
-        batch_size: answers that are sampled together; changes no answer but by rounding.
+        batch_size: answers that a process samples together; changes none but by rounding.
         vocabulary: ids from here on are never drawn: a head may have more outputs than there are
             tokens; ``None`` for all outputs.
+        processes: share the requests, and all get all answers.
 
     Raises:
         UserError: a prompt and its answer are longer than the positions that the model has; logits
             that are NaN or infinite.
     """
     check_number("batch_size", batch_size, at_least=1, integer=True)
-    longest = max((len(request.prompt) for request in requests), default=0)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and requests and longest + sampling.max_new_tokens > positions:
+    check_positions(model, (len(request.prompt) for request in requests), sampling)
+    # Rows of one length need no padding, and a batch too large for the memory comes first.
+    order = sorted(requests, key=lambda r: (-len(r.prompt), r.row, r.seed))
+    together = batch_size * processes.size
+    for start in range(0, len(order), together):
+        mine = order[start : start + together][processes.rank * batch_size :][:batch_size]
+        answers = answer_together(model, mine, sampling, end, vocabulary) if mine else []
+        shares = processes.gather(list(zip(mine, answers, strict=True)))
+        yield [pair for share in shares for pair in share]
+
+
+def check_positions(model: nn.Module, lengths: Iterable[int], sampling: Sampling) -> None:
+    """Raise `UserError` unless prompts of these lengths and their answers fit into the model."""
+    longest, positions = max(lengths, default=0), positions_of(model)
+    if positions is not None and longest + sampling.max_new_tokens > positions:
         raise UserError(
             f"max_new_tokens: found {sampling.max_new_tokens} after a prompt of {longest} tokens, "
             f"allowed are {positions} in all, the positions of the model"
         )
-    # Rows of one length waste nothing on padding, and a batch too large for the memory is the first.
-    order = sorted(requests, key=lambda r: (-len(r.prompt), r.row, r.seed))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        answers = answer_together(model, batch, sampling, end, vocabulary)
-        yield list(zip(batch, answers, strict=True))
 
 
 @torch.inference_mode()

@@ -50,6 +50,9 @@ def _score(pair: tuple[str, Sequence[str]]) -> float:
 def _scorer():  # type: ignore[no-untyped-def]
     try:
         from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.tokenizers import DefaultTokenizer
     except ImportError as error:
-        raise UserError("rouge-score: found none, install it: pip install 'eakd[language]'") from error
-    return RougeScorer(["rougeL"], use_stemmer=True)
+        raise UserError(
+            "rouge-score: found none, install it: pip install 'eakd[language]'"
+        ) from error
+    return RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=True))
