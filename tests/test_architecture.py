@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "eakd"
 SCRIPTS = PACKAGE.parent / "scripts"
 
 # What commands do.
-DOERS = {"training", "classification", "benchmark", "reproduce", "teachers"}
+DOERS = {"training", "classification", "language", "benchmark", "reproduce", "teachers"}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
 CONFIG = ("places", "config", "targets", "checking", "composing")
@@ -38,6 +38,7 @@ ALLOWED = {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training"),
     },
+    "language": {"errors", "files", "weighting", *CONFIG, "distillers", "training"},
     "benchmark": {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training", "classification"),
@@ -45,6 +46,7 @@ ALLOWED = {
     "reproduce": {
         *("errors", "files", *CONFIG, "command_line"),
         *("training", "classification", "benchmark"),  # quickstart is of images
+        "language",  # evaluations after training
     },
     "teachers": {
         *("errors", "files", "download", *CONFIG),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -78,7 +79,14 @@ def evaluate_checkpoint(config: DictConfig) -> dict[str, Any]:
         about = {"checkpoint": digest, "precision": compute.precision, "sampling": how}
         stores = {
             name: processes.from_first(
-                lambda name=name, rows=rows: _stores(folder, name, rows, protocol.seeds, about)
+                lambda name=name, rows=rows: {
+                    seed: Predictions(
+                        folder / "predictions" / f"{name}-{seed}.jsonl",
+                        {**about, "set": name, "rows": fingerprint(rows), "seed": seed},
+                        config.replace,
+                    )
+                    for seed in protocol.seeds
+                }
             )
             for name, (_, rows) in sets.items()
         }
@@ -102,6 +110,7 @@ def evaluate_checkpoint(config: DictConfig) -> dict[str, Any]:
             "protocol": {"name": protocol.name, "seeds": list(protocol.seeds), **how},
             "precision": compute.precision,
             "device": str(compute.device),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "metrics": table_metrics(scores),
             "sets": {name: _of_set(each, scores[name]) for name, each in sets.items()},
             "environment": environment(),
@@ -213,12 +222,12 @@ def describe(result: Mapping[str, Any], folder: Path) -> str:
             f"{scores['answer_length']:>8.1f}"
         )
     ban = protocol["no_repeat_ngram_size"]
+    quoting = f"no run of {ban} tokens twice" if ban else "no ban"
     lines.append(
         f"Protocol {protocol['name']}: temperature {protocol['temperature']:g}, top-k "
-        f"{protocol['top_k']}, top-p {protocol['top_p']:g}, "
-        f"{f'no run of {ban} tokens twice' if ban else 'no ban'}, up to {protocol['max_new_tokens']} "
-        f"tokens; mean of {len(protocol['seeds'])} samplings, ± their standard deviation; "
-        f"{result['precision']}. {folder / 'result.json'}"
+        f"{protocol['top_k']}, top-p {protocol['top_p']:g}, {quoting}, up to "
+        f"{protocol['max_new_tokens']} tokens; mean of {len(protocol['seeds'])} samplings, ± their "
+        f"standard deviation; {result['precision']}. {folder / 'result.json'}"
     )
     return "\n".join(lines)
 
@@ -231,19 +240,6 @@ def _of_set(loaded: Loaded, scores: Mapping[str, float]) -> dict[str, Any]:
         "of_the_tables": prepared.known,
         "counts": {**prepared.counts, "evaluated": len(loaded.rows)},
         **scores,
-    }
-
-
-def _stores(
-    folder: Path, name: str, rows: Sequence[Row], seeds: Sequence[int], about: Mapping[str, Any]
-) -> dict[int, Predictions]:
-    digest = fingerprint(rows)
-    return {
-        seed: Predictions(
-            folder / "predictions" / f"{name}-{seed}.jsonl",
-            {**about, "set": name, "rows": digest, "seed": seed},
-        )
-        for seed in seeds
     }
 
 

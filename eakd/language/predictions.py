@@ -37,30 +37,32 @@ class Predictions:
     Args:
         path: the file, made by the first `add`.
         about: what decides the answers: checkpoint, rows, seed, sampling, precision.
+        replace: begin anew where the file holds the answers of something else.
 
     Attributes:
         done: row → its prediction.
 
     Raises:
-        UserError: the file holds the answers of something else; it is left alone.
+        UserError: the file holds the answers of something else, and is left alone.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]):
+    def __init__(self, path: Path, about: Mapping[str, Any], replace: bool = False):
         self.path, self.about = path, json.loads(json.dumps(dict(about)))
         self.done: dict[int, Prediction] = {}
         if not path.exists():
             return
         lines = path.read_bytes().split(b"\n")
         head = _parsed(lines[0])
-        if head is None and len(lines) == 1:  # killed in its first line
-            path.unlink()
+        if (head is None and len(lines) == 1) or (replace and head != self.about):
+            path.unlink()  # killed in its first line, or not wanted
             return
         if head != self.about:
             # The checkpoint stands first in a message, since all follows from it.
             changed = differences(head, self.about)[:3] if isinstance(head, dict) else ["no header"]
             raise UserError(
                 f"{path}: found predictions of something else ({', '.join(changed)}), allowed are "
-                "those of this evaluation; results=FOLDER puts them elsewhere"
+                "those of this evaluation; results=FOLDER is another place, replace=true "
+                "overwrites"
             )
         for line in lines[1:-1]:
             prediction = _prediction(_parsed(line))

@@ -94,6 +94,7 @@ class Plan:
         about_data: what people call the data set, from its file.
         teachers: runs that train the teachers that were not found.
         cells: ``{cell: {seed: job}}``; cells may share a job.
+        overrides, output_root: as they were given.
     """
 
     table: Table
@@ -104,6 +105,8 @@ class Plan:
     seeds: tuple[int, ...]
     teachers: tuple[Job, ...]
     cells: dict[Cell, dict[int, Job]]
+    overrides: tuple[str, ...] = ()
+    output_root: str = "outputs"
 
     @property
     def students(self) -> list[Job]:
@@ -184,7 +187,10 @@ def make_plan(
         if not _has_teacher(config)
     ]
     about_data = (plain(config.data.get("plan")) or {}).get("title", config.data.name)
-    return Plan(table, protocol, scale, about, about_data, seeds, tuple(teachers), cells)
+    return Plan(
+        *(table, protocol, scale, about, about_data, seeds, tuple(teachers), cells),
+        *(tuple(overrides), str(output_root)),
+    )
 
 
 def _smoke(table: Table) -> tuple[Table, list[str], int | None, str]:
