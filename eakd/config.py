@@ -29,7 +29,9 @@ UNIDENTIFYING = {
 # What a file says to planners and to `eakd.training.run`, and not to the constructor it names.
 FACTS = {
     "data": ("task", "plan"),
-    "distiller": ("name", "task", "needs_teacher", "scales_with_epochs", "logits_only"),
+    "distiller": (
+        *("name", "task", "needs_teacher", "weighted", "scales_with_epochs", "logits_only"),
+    ),
     "teacher": ("name", "checkpoint", "table"),
     "student": ("name",),
     "model": ("name",),
@@ -198,7 +200,8 @@ def weighting_kind(config: DictConfig) -> str:
 
 def is_weighted(config: DictConfig) -> bool:
     """Whether the weighting matters: training on the labels alone has no term that it touches."""
-    return config.distiller.name != "none" and weighting_kind(config) != "uniform"
+    touched = config.distiller.get("weighted", config.distiller.name != "none")
+    return bool(touched) and weighting_kind(config) != "uniform"
 
 
 def method_label(config: DictConfig) -> str:

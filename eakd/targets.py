@@ -110,6 +110,12 @@ def build(node: DictConfig, key: str, kind: type = object, **extra: Any) -> Any:
         for k in arguments:
             if k not in parameters:
                 raise unknown_key(f"{key}.{k}", [k for k in parameters if k not in extra], name)
+        for k in extra:
+            if k not in parameters:
+                raise UserError(
+                    f"{key}: found {name}, which takes no {k}, allowed is one for the task of the "
+                    "data set"
+                )
     for k, parameter in parameters.items():
         variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         required = parameter.default is parameter.empty and not variadic

@@ -163,6 +163,10 @@ class Distiller(nn.Module):
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.requires_grad]
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether the recipe's weight decay is for a parameter; for all, by default."""
+        return True
+
     @classmethod
     def check_strong_view(cls, present: bool) -> None:
         """Raise `UserError` if the method compares two views and the second is not ``present``."""

@@ -7,10 +7,8 @@ together are the whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,150 +16,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eakd.errors import UserError, check_boolean, check_number, check_text
-from eakd.training.find_teacher import weights_digest
+from eakd.errors import UserError, check_boolean, check_number
+from eakd.language.hub import directory_digest, find_directory, library, one_line_of
+from eakd.language.tokens import check_same_tokens, load_tokenizer
+
+__all__ = [
+    "Parts",
+    "check_causal",
+    "check_same_tokens",
+    "check_vocabulary",
+    "directory_digest",
+    "find_directory",
+    "library",
+    "load_model",
+    "load_tokenizer",
+    "outputs_of",
+    "positions_of",
+    "pretrained",
+    "split",
+    "tiny_gpt",
+]
 
 log = logging.getLogger(__name__)
-
-# What is taken of a model on the hub.
-FILES = ("*.json", "merges.txt", "vocab.txt", "*.model")
-
-
-def library() -> Any:
-    """The module ``transformers``, quiet.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    # Rows are few, and forked processes of a test or a sweep would only warn of the threads.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            "data: found no transformers, which language needs: pip install -e '.[language]'"
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def find_directory(path: str, key: str = "path", download: bool = True) -> Path:
-    """The directory of a model: ``path`` itself, or a model of that name on the hub.
-
-    Args:
-        key: of ``path``, for messages.
-        download: else only what has been downloaded before is found.
-
-    Raises:
-        UserError: nothing of that name here, and none that could be downloaded.
-    """
-    check_text(key, path)
-    if os.path.exists(path) or os.path.isabs(path) or path.startswith("."):
-        for name in ("config.json", "tokenizer.json", "vocab.json", "tokenizer_config.json"):
-            if os.path.isfile(os.path.join(path, name)):
-                return Path(path)
-        raise UserError(f"{key}: found no config.json in {path!r}, allowed is a directory with one")
-    library()
-    from huggingface_hub import snapshot_download
-
-    def snapshot(*patterns: str, local: bool) -> Path:
-        return Path(snapshot_download(path, allow_patterns=patterns, local_files_only=local))
-
-    try:
-        for weights in ("*.safetensors", "pytorch_model*.bin"):
-            found = snapshot(*FILES, weights, local=not download)
-            if any(found.glob(weights)):
-                break
-    except Exception as error:  # no network, no such model, one that needs a token
-        reason = type(error).__name__
-        raise UserError(
-            f"{key}: found no {path} here and could not download it ({reason}), allowed is a "
-            "directory with config.json, or the name of a model on the hub"
-        ) from error
-    return found
-
-
-def directory_digest(directory: Path) -> str:
-    """SHA-256, in hex, of what a directory's model computes: weights, config, tokenizer."""
-    digest = hashlib.sha256()
-    weights = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
-    for path in weights:
-        digest.update(weights_digest(path).encode())
-    for name in ("config.json", "tokenizer.json", "vocab.json", "merges.txt"):
-        if (directory / name).is_file():
-            digest.update((directory / name).read_bytes())
-    return digest.hexdigest()
-
-
-def load_tokenizer(path: str | Path, key: str = "path", trust_remote_code: bool = False) -> Any:
-    """A fast tokenizer from a directory, a ``tokenizer.json``, or a model's name on the hub.
-
-    A directory with ``vocab.json`` and ``merges.txt`` alone is read as GPT-2's.
-
-    Raises:
-        UserError: no such tokenizer, or one without an end-of-text token.
-    """
-    transformers = library()
-    place = Path(path)
-    if place.suffix == ".json":
-        if not place.is_file():
-            raise UserError(f"{key}: found no file {str(path)!r}, allowed is a tokenizer.json")
-    else:
-        place = find_directory(str(path), key)
-    whole = place.is_dir() and any(
-        (place / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
-    )
-    try:
-        if place.is_file():
-            tokenizer = transformers.PreTrainedTokenizerFast(
-                tokenizer_file=str(place), eos_token="<|endoftext|>"
-            )
-        elif not whole and (place / "vocab.json").is_file() and (place / "merges.txt").is_file():
-            tokenizer = _gpt2_tokenizer(transformers, place)
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                place, trust_remote_code=trust_remote_code, use_fast=True
-            )
-    except Exception as error:  # whatever a damaged or foreign file makes the library trip over
-        raise UserError(f"{key}: found no tokenizer in {place} ({_line(error)})") from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{key}: found a slow tokenizer in {place}, allowed is a fast one")
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id >= len(tokenizer):
-        raise UserError(f"{key}: found a tokenizer without an end-of-text token in {place}")
-    return tokenizer
-
-
-def _gpt2_tokenizer(transformers: Any, folder: Path) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    bpe = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer = Tokenizer(bpe)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    end = "<|endoftext|>"
-    tokenizer.add_special_tokens([AddedToken(end, special=True)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
-
-
-def check_same_tokens(student: Any, teacher: Any) -> None:
-    """Raise `UserError` unless two tokenizers mean the same by every id: a teacher reads its ids.
-
-    They are compared by content, whatever they are called.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours != theirs:
-        names = sorted(ours.keys() | theirs.keys(), key=lambda name: ours.get(name, len(ours)))
-        differing = [name for name in names if ours.get(name) != theirs.get(name)]
-        raise UserError(
-            f"teacher: found a tokenizer that differs from the student's in {len(differing):,} of "
-            f"{len(names):,} tokens (first: {differing[0]!r}), allowed is the same one"
-        )
-    if student.eos_token_id != teacher.eos_token_id:
-        raise UserError(
-            f"teacher: found the end-of-text token {teacher.eos_token!r}, allowed is the student's "
-            f"{student.eos_token!r}"
-        )
 
 
 def load_model(
@@ -208,7 +84,7 @@ def load_model(
         )
     except Exception as error:  # damaged weights, an architecture that this version does not know
         raise UserError(
-            f"{key}: found no model that can be read in {directory} ({_line(error)})"
+            f"{key}: found no model that can be read in {directory} ({one_line_of(error)})"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:  # transformers would fill them with random numbers
@@ -275,10 +151,15 @@ def positions_of(model: nn.Module) -> int | None:
     return None
 
 
+def outputs_of(model: nn.Module) -> int:
+    """Logits of a token, those that no token of the tokenizer has included."""
+    head = model.get_output_embeddings()
+    return getattr(head, "out_features", None) or model.config.vocab_size
+
+
 def check_vocabulary(model: nn.Module, tokenizer: Any, role: str) -> None:
     """Raise `UserError` unless a model has an output for each token; say so if it has more."""
-    head = model.get_output_embeddings()
-    found = getattr(head, "out_features", None) or model.config.vocab_size
+    found = outputs_of(model)
     if found < len(tokenizer):
         raise UserError(
             f"{role}: found {found} embeddings, allowed is at least {len(tokenizer)}, the "
@@ -366,8 +247,3 @@ def check_causal(model: nn.Module, role: str, example: Sequence[int]) -> None:
         raise UserError(
             f"{role}: found {name}, which reads ahead, allowed is a causal language model"
         )
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -137,8 +137,9 @@ def parse(
 
     Args:
         number: of the line.
-        found: ``{"instruction", "input", "output"}`` or ``{"prompt", "completion"}``; other keys
-            are left alone, ``input`` may be missing.
+        found: ``{"instruction", "input", "output"}`` or ``{"prompt", "completion"}``; ``input``
+            may be missing or called ``context``, ``output`` be called ``response``; other keys are
+            left alone.
         where: the file, for messages.
         several: ``output`` may be a list of references.
 
@@ -156,13 +157,14 @@ def parse(
 
     if "instruction" in found:
         instruction = text("instruction")
-        given = text("input") if found.get("input") else ""
+        name = next((key for key in ("input", "context") if found.get(key)), None)
+        given = text(name) if name else ""
         form = TEMPLATES[template][0 if given else 1]
         # Not by `format` of an already filled text: instructions contain braces.
         prompt = form.format(instruction=instruction, input=given)
     else:
         prompt = text("prompt") if "prompt" in found else text("instruction")
-    key = "output" if "output" in found or "completion" not in found else "completion"
+    key = next((key for key in ("output", "completion", "response") if key in found), "output")
     answers = found.get(key)
     if several and isinstance(answers, list):
         if not answers or not all(isinstance(each, str) for each in answers):
@@ -184,6 +186,7 @@ def load_rows(
     long_prompts: str = "drop",
     drop_empty: bool = False,
     training: bool = False,
+    where: Mapping[str, str] | None = None,
     key: str = "data",
 ) -> Rows:
     """Read, fill in, encode and filter a file of JSON lines.
@@ -199,6 +202,7 @@ def load_rows(
         long_prompts: ``"drop"`` rows whose prompt is longer, or ``"truncate"`` it from the right.
         drop_empty: leave out rows with an empty answer, which are refused otherwise.
         training: one answer a row, and no empty one; else ``output`` may be a list of references.
+        where: only lines with these values.
         key: of the path, for messages.
 
     Raises:
@@ -210,7 +214,11 @@ def load_rows(
     end = tokenizer.eos_token_id
     if end is None:
         raise UserError("tokenizer: found no end-of-text token, allowed is one that has eos_token")
-    examples = [parse(*line, str(path), template, not training) for line in read_lines(path, key)]
+    examples = [
+        parse(number, found, str(path), template, not training)
+        for number, found in read_lines(path, key)
+        if all(found.get(name) == value for name, value in (where or {}).items())
+    ]
     counts = {"read": len(examples), "prompt_too_long": 0, "prompt_truncated": 0, "empty": 0}
     counts |= {"truncated": 0, "special": _spelling_special(examples, tokenizer)}
     start = starting_ids(tokenizer)

@@ -35,7 +35,12 @@ from eakd.training.reading import (
 )
 
 # What a run is made from, besides its config.
-INPUTS = {"data_fingerprint": "data", "teacher_digest": "weights of the teacher"}
+INPUTS = {
+    "data_fingerprint": "data",
+    "teacher_digest": "weights of the teacher",
+    "student_digest": "weights that the student starts from",
+    "teacher_table": "answers of the teacher",
+}
 
 log = logging.getLogger(__name__)
 

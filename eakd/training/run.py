@@ -33,7 +33,7 @@ from eakd.training.parallel import ALONE, Processes
 from eakd.training.protocol import describe_protocol
 from eakd.training.record import RunRecord
 from eakd.training.recording import Recording
-from eakd.training.save_teacher import save_teacher
+from eakd.training.save_teacher import save_teacher, save_teacher_folder
 from eakd.training.schedule import Recipe
 from eakd.training.state import repair_lines
 from eakd.training.task import Built, load_task
@@ -239,10 +239,14 @@ def write_hydra_files(record: RunRecord, config: DictConfig) -> None:
 
 def save_as_teacher(config: DictConfig, record: RunRecord) -> None:
     """Keep the finished student where ``teacher.checkpoint=auto`` looks; see `save_teacher`."""
-    save_teacher(
-        record.directory / "last.safetensors",
+    metrics = (record.summary or {}).get("metrics") or load_task(config.data.get("task")).metrics
+    # A task that exports folders keeps the epoch that its selection chose.
+    folder = record.directory / "best"
+    save = save_teacher_folder if folder.is_dir() else save_teacher
+    save(
+        folder if folder.is_dir() else record.directory / "last.safetensors",
         Path(config.checkpoint_root),
         config.data.name,
         config.student.name,
-        metric=f"test_{next(iter(load_task(config.data.get('task')).metrics))}",
+        metric=f"test_{next(iter(metrics))}",
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -13,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from eakd.errors import UserError
 from eakd.files import write_atomically
 from eakd.training.find_teacher import teacher_files, weights_digest
+from eakd.training.reading import read_json
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,41 @@ def save_teacher(source: Path, root: Path, data: str, name: str, metric: str) ->
             f"checkpoint_root that can be written; the finished student is {source}"
         ) from error
     return None
+
+
+def save_teacher_folder(source: Path, root: Path, data: str, name: str, metric: str) -> Path | None:
+    """The same for a model that is a folder: ``root/<data>/<name>/``.
+
+    Args:
+        source: of a finished run, with ``metric`` in its ``eakd.json``.
+    """
+    target = root / data / name
+    old, new = (read_json(place / "eakd.json") or {} for place in (target, source))
+    try:
+        if target.exists():
+            if old == new:
+                log.info("saved before: %s", target)
+                return target
+            if not float(new.get(metric, "-inf")) > float(old.get(metric, "inf")):
+                log.warning(
+                    "save_teacher: kept %s (%s %s) rather than this run (%s)",
+                    *(target, metric, old.get(metric, "unknown"), new.get(metric, "unknown")),
+                )
+                return None
+            digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+            os.replace(target, target.with_name(f"{name}.replaced-{digest[:8]}"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f"save_teacher: found {error.filename or target} ({error.strerror}), allowed is a "
+            f"checkpoint_root that can be written; the finished student is {source}"
+        ) from error
+    log.info("saved %s", target)
+    return target
 
 
 def _may_replace(known: Path, source: Path, target: Path, metric: str) -> bool:
