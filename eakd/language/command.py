@@ -19,17 +19,13 @@ from eakd.errors import UserError, check_choice, check_folder, check_name, check
 from eakd.files import write_json
 from eakd.language.evaluate import Protocol, evaluate_rows
 from eakd.language.generate import Sampling, check_positions
-from eakd.language.models import (
-    check_vocabulary,
-    directory_digest,
-    find_directory,
-    load_model,
-    load_tokenizer,
-)
+from eakd.language.hub import directory_digest, find_directory
+from eakd.language.models import check_vocabulary, load_model
 from eakd.language.predictions import Predictions
 from eakd.language.rouge import has_words
 from eakd.language.sets import SETS, Missing, Prepared, prepare
 from eakd.language.text import Row, fingerprint, load_rows
+from eakd.language.tokens import load_tokenizer
 from eakd.targets import build
 from eakd.training.device import Compute
 from eakd.training.environment import environment

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -59,39 +59,31 @@ class Evaluation:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What was measured, ``None`` if it was not yet, or before the run was trained again."""
+        """What was measured, ``None`` if it was not, or of a model that is no longer this one."""
         try:
             found = read_object(self.folder / "result.json")
-            run = read_run(self.run) if self.run else None
+            trained = _when((read_run(self.run) or {}).get("finished")) if self.run else None
         except UserError as error:
             log.warning("not used: %s", error)
             return None
         if found is None or not isinstance(found.get("metrics"), dict):
             return None
-        trained, measured = _when((run or {}).get("finished")), _when(found.get("time"))
+        if self.run is None:  # a teacher, from anywhere
+            trained = _written(self.checkpoint / "config.json")
+        measured = _when(found.get("time"))
         return None if trained and not (measured and measured >= trained) else found
 
 
 def evaluations(plan: Plan, select: str) -> dict[Path, Evaluation]:
     """Run directory, or teacher's path → its evaluation; none of a table that needs none."""
-    name = plan.table.evaluation
-    if not name:
-        return {}
-    found = {}
-    for job in plan.students:
-        teacher = teacher_directory(job)
-        if teacher is not None:
-            folder = Path(plan.output_root, "evaluations", name, f"teacher-{teacher.name}")
-            found[teacher] = Evaluation(f"teacher {teacher.name}", teacher, folder)
-    for job in plan.students:
+    name, found = plan.table.evaluation, {}
+    for teacher in {job.teacher: None for job in plan.students if job.teacher} if name else ():
+        folder = Path(plan.output_root, "evaluations", name, f"teacher-{teacher.name}")
+        found[teacher] = Evaluation(f"the teacher {teacher.name}", teacher, folder)
+    for job in plan.students if name else ():
         folder = job.directory / "evaluations" / f"{select}-{name}"
         found[job.directory] = Evaluation(job.label, job.directory / select, folder, job.directory)
     return found
-
-
-def teacher_directory(job: Job) -> Path | None:
-    """The teacher of a run as a directory of its own; a name of the hub is none."""
-    return job.teacher if job.teacher is not None and job.teacher.is_dir() else None
 
 
 def evaluate(plan: Plan, wanted: Iterable[Evaluation]) -> None:
@@ -116,17 +108,17 @@ def add_metrics(
     run: Mapping[str, Any], job: Job, found: Mapping[Path, Evaluation], select: str
 ) -> dict[str, Any]:
     """A finished run with what was measured of it, and of its teacher, afterwards."""
-    results = {"": found.get(job.directory)}
-    teacher = teacher_directory(job)
-    if teacher is not None:
-        results["teacher_"] = found.get(teacher)
     added: dict[str, Any] = {}
-    for prefix, evaluation in results.items():
-        metrics = ((evaluation and evaluation.result) or {}).get("metrics", {})
-        for name, value in metrics.items():
-            ours = not prefix and not name.endswith(SPREAD)
-            added[f"{prefix}{name}" + f"_{select}" * ours] = value
+    for name, value in _metrics(found[job.directory].result).items():
+        added[name if name.endswith(SPREAD) else f"{name}_{select}"] = value
+    result = found[job.teacher].result if job.teacher else None
+    if result is not None and run.get("teacher_digest") in (None, result["checkpoint_digest"]):
+        added |= {f"teacher_{name}": value for name, value in _metrics(result).items()}
     return {**run, **added}
+
+
+def _metrics(result: Mapping[str, Any] | None) -> dict[str, float]:
+    return dict(result["metrics"]) if result else {}
 
 
 def describe(found: Mapping[Path, Evaluation]) -> str:
@@ -140,6 +132,13 @@ def _when(text: object) -> datetime | None:
     try:
         return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S%z")
     except ValueError:
+        return None
+
+
+def _written(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(int(path.stat().st_mtime), timezone.utc)
+    except OSError:
         return None
 
 

@@ -157,11 +157,12 @@ def test_a_token_without_probability_is_never_drawn():
 
 def test_streams_belong_to_row_and_seed():
     # Philox 4x64-10 is fixed: other numbers mean that all published answers change.
-    assert uniforms(3, 10, 3).tolist() == pytest.approx(uniforms(3, 10, 256)[:3].tolist(), abs=0)
+    pinned = [0.3282843685010448, 0.5942853357410058, 0.8017155629349872]
+    assert uniforms(3, 10, 3).tolist() == uniforms(3, 10, 256)[:3].tolist() == pinned
     streams = {tuple(uniforms(row, seed, 4)) for row in range(50) for seed in range(50)}
     assert len(streams) == 2500
     numbers = torch.from_numpy(uniforms(0, 0, 100_000))
-    assert 0 < numbers.min() and numbers.max() < 1
+    assert numbers.min() > 0 and numbers.max() < 1
     assert numbers.mean().item() == pytest.approx(0.5, abs=0.005)
     assert numbers.var().item() == pytest.approx(1 / 12, abs=0.002)
 

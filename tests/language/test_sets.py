@@ -6,9 +6,9 @@ import pytest
 from tiny_models import tokenizer, unpacked, write_lines
 
 from eakd.errors import UserError
-from eakd.language.models import load_tokenizer
 from eakd.language.sets import SETS, Missing, prepare
 from eakd.language.text import encode, read_lines
+from eakd.language.tokens import load_tokenizer
 
 ROWS = {"dolly": 500, "self_inst": 242, "vicuna": 80, "s_ni": 1694}
 
@@ -30,7 +30,7 @@ def test_the_distributed_sets_are_the_tables(instruct, tmp_path, name):
 
 
 def test_the_one_that_is_not_there_is_told(instruct, tmp_path):
-    with pytest.raises(Missing, match="^un_ni: found neither uinst/11_/valid.jsonl nor core_data"):
+    with pytest.raises(Missing, match=r"^un_ni: found neither uinst/11_/valid\.jsonl nor core_"):
         prepare("un_ni", instruct, tmp_path, never)
 
 
@@ -72,14 +72,11 @@ def test_sets_made_from_their_sources_are_the_tables(instruct, tmp_path):
     )
     assert prepare("vicuna", tmp_path, tmp_path / "made", lambda: gpt2).known is True
 
-    rows = [row for _, row in read_lines(instruct / "self-inst/valid.jsonl")]
-    write_lines(
-        tmp_path / "user_oriented_instructions.jsonl",
-        [
-            {"instruction": r["instruction"], "instances": [{"input": r["input"], "output": r["output"]}]}
-            for r in rows
-        ],
-    )  # fmt: skip
+    raw = [
+        {"instruction": r["instruction"], "instances": [{k: r[k] for k in ("input", "output")}]}
+        for _, r in read_lines(instruct / "self-inst/valid.jsonl")
+    ]
+    write_lines(tmp_path / "user_oriented_instructions.jsonl", raw)
     assert prepare("self_inst", tmp_path, tmp_path / "made", lambda: gpt2).known is True
 
     tasks = {}

@@ -287,7 +287,7 @@ def _entries(table: Table, results: Results) -> tuple[Entry, ...]:
                 last, best = (
                     Score.over(_values(results, cell, metric, which).values()) for which in SELECT
                 )
-                if cell.method != "none":
+                if cell.method not in ("none", "sft"):  # without a teacher
                     # Variants compete within a method, methods within a pair.
                     method = cell.method if len(table.variants) > 1 else ""
                     rivals[cell.pair, method, metric].append(len(entries))
