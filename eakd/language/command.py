@@ -163,6 +163,7 @@ def load_sets(
                 tokenizer,
                 max_prompt_length=protocol.max_prompt_length,
                 max_length=LONGEST,  # of references, which are not cut,
+                template=config.data.template,
                 key=f"data.files.{name}",
             )
         used = [row for row in rows if row.line <= prepared.last_line]
@@ -265,6 +266,7 @@ def _at(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if str(error).startswith("max_"):
-            raise UserError(f"{key}.{error}") from error
+        for prefix, place in (("max_", key), ("template", "data")):
+            if str(error).startswith(prefix):
+                raise UserError(f"{place}.{error}") from error
         raise

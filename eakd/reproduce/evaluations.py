@@ -28,7 +28,13 @@ from eakd.training.reading import read_object
 
 log = logging.getLogger(__name__)
 
-SHARED = ("data.root", "device", "precision", "threads")  # overrides that evaluations take too
+SHARED = (
+    "data.root",
+    "data.template",
+    "device",
+    "precision",
+    "threads",
+)  # overrides that evaluations take too
 SPREAD = "_sampling_std"
 
 
