@@ -337,3 +337,19 @@ def test_predictions_are_read_back_as_they_were_written(tmp_path):
         assert path.read_bytes() == whole
     path.write_bytes(whole.replace(b'"tokens": 2', b'"tokens": null'))
     assert sorted(Predictions(path, about).done) == [0, 1, 3, 4]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_and_give_the_same_answers(place, tmp_path):
+    words = ["sets=[dolly,s_ni]", "batch_size=4"]
+    alone = evaluate(*command(place, tmp_path / "one", *words))
+    torchrun = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        str(ROOT / "scripts" / "evaluate_text.py"),
+        *command(place, tmp_path / "two", *words),
+    ]
+    done = subprocess.run(torchrun, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert together["sets"] == alone["sets"]
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
