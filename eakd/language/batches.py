@@ -123,7 +123,7 @@ class TextData:
 
     def __post_init__(self) -> None:
         self.train_size = len(self.train)
-        check_number("tokens_per_batch", self.tokens_per_batch, at_least=1, integer=True)
+        check_number("data.tokens_per_batch", self.tokens_per_batch, at_least=1, integer=True)
         if self.train_size < self.batch_size:
             raise UserError(
                 f"recipe.batch_size: found {self.batch_size}, allowed is at most "

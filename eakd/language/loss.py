@@ -7,6 +7,7 @@ them at a time. Nothing of size (tokens, vocabulary) outlives its chunk, in eith
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from eakd.weighting import at_least_float32, entropy
+from eakd.weighting import at_least_float32
 
 EPSILON = 1e-9  # inside the logarithms of the Jensen-Shannon divergence, as in DSKD's code
 
@@ -240,26 +241,43 @@ def _chunk(
     logits: Tensor, others: Tensor | None, targets: Tensor, options: Options, gradient: bool
 ) -> tuple[list[Tensor], tuple[Tensor, Tensor | None] | None]:
     """The values of `TokenLosses`, and the gradients of the first two by the student's logits."""
-    tau = options.temperature
-    log_p = logits.log_softmax(-1)
-    ce = -log_p.gather(1, targets[:, None])[:, 0]
+    tau, tau_entropy = options.temperature, options.entropy_temperature
+    ours = _Softened(logits)
+    ce = -ours(1.0).gather(1, targets[:, None])[:, 0]
     right = (logits.argmax(-1) == targets).to(logits.dtype)
-    student_entropy = entropy(logits, options.entropy_temperature)
     nothing = torch.zeros_like(ce)
-    slope_ce = slope = None
+    slope_ce = None
     if gradient:
-        slope_ce = log_p.exp()
+        slope_ce = ours(1.0).exp()
         slope_ce[torch.arange(len(targets), device=targets.device), targets] -= 1
     if others is None:
-        return [ce, nothing, student_entropy, nothing.clone(), right], (slope_ce, None)
-    others = others.to(logits.dtype)
-    teacher_entropy = entropy(others, options.entropy_temperature)
-    softened = log_p if tau == 1 else (logits / tau).log_softmax(-1)
-    divergence = DIVERGENCES[options.divergence]
-    value, slope = divergence(softened, (others / tau).log_softmax(-1), gradient)
+        return [ce, nothing, ours.entropy(tau_entropy), nothing.clone(), right], (slope_ce, None)
+    theirs = _Softened(others.to(logits.dtype))
+    value, slope = DIVERGENCES[options.divergence](ours(tau), theirs(tau), gradient)
     if slope is not None:
         slope = slope.div_(tau)
-    return [ce, value, student_entropy, teacher_entropy, right], (slope_ce, slope)
+    entropies = ours.entropy(tau_entropy), theirs.entropy(tau_entropy)
+    return [ce, value, *entropies, right], (slope_ce, slope)
+
+
+class _Softened:
+    """Log-probabilities of a chunk at any temperature, each made once: they are what costs time."""
+
+    def __init__(self, logits: Tensor):
+        self.logits = logits
+        self.known: dict[float, Tensor] = {}
+
+    def __call__(self, temperature: float) -> Tensor:
+        if temperature not in self.known:
+            scaled = self.logits if temperature == 1 else self.logits / temperature
+            self.known[temperature] = scaled.log_softmax(-1)
+        return self.known[temperature]
+
+    def entropy(self, temperature: float) -> Tensor:
+        """`eakd.weighting.entropy` by another way, which takes no second logarithm."""
+        log_p = self(temperature)
+        bound = math.log(log_p.shape[-1])
+        return -(log_p.exp() * log_p).sum(-1).clamp(-bound, 0.0)
 
 
 def _combine(slopes: tuple[Tensor, Tensor | None], factors: Sequence[Tensor]) -> Tensor:

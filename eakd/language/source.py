@@ -107,7 +107,7 @@ def dolly(root: str, seed: int = 0, dev: int = 1000, test: int = 500) -> TextSou
 def python_docs() -> TextSource:
     """First sentences of the public docstrings in Python's standard library, with a tokenizer.
 
-    4,500 questions like ``What does `textwrap.dedent(text)` do?``, split by module so that near
+    4,183 questions like ``What does `textwrap.dedent(text)` do?``, split by module so that near
     copies stay on one side. Made by ``python -m eakd.language.python_docs``.
     """
     path = HERE / "python_docs.jsonl.gz"

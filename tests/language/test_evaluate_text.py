@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from tiny_models import gpt2, save, tokenizer, unpacked, write_lines
 
 from eakd.command_line import guard
 from eakd.composing import compose
@@ -20,6 +19,7 @@ from eakd.language.evaluate import Protocol, evaluate_rows
 from eakd.language.generate import Sampling
 from eakd.language.predictions import Prediction, Predictions
 from eakd.language.text import load_rows
+from language.tiny_models import gpt2, save, tokenizer, unpacked, write_lines
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "Paris", "river"]
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import gpt2, tokenizer, unpacked
 
 from eakd.errors import UserError
 from eakd.language.generate import (
@@ -19,6 +18,7 @@ from eakd.language.generate import (
     left_padded,
     uniforms,
 )
+from language.tiny_models import gpt2, tokenizer, unpacked
 
 ENDS = frozenset(range(0, 300, 17))  # many, so that answers end at different lengths
 SAMPLING = Sampling(max_new_tokens=40, no_repeat_ngram_size=3)

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tiny_models import unpacked
 
 from eakd.errors import UserError
 from eakd.language import rouge
 from eakd.language.evaluate import clean
 from eakd.language.rouge import has_words, rouge_l
+from language.tiny_models import unpacked
 
 # What DSKD's scorer says of these, pair by pair, and in the mean.
 ANSWERS = [

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tiny_models import tokenizer, unpacked, write_lines
 
 from eakd.errors import UserError
 from eakd.language.sets import SETS, Missing, prepare
 from eakd.language.text import encode, read_lines
 from eakd.language.tokens import load_tokenizer
+from language.tiny_models import tokenizer, unpacked, write_lines
 
 ROWS = {"dolly": 500, "self_inst": 242, "vicuna": 80, "s_ni": 1694}
 

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-from tiny_models import tokenizer, write_lines
 
 from eakd.composing import compose
 from eakd.config import ROOT, method_label
@@ -17,6 +16,7 @@ from eakd.reproduce.plan import make_plan
 from eakd.reproduce.table import load_table, make_table, printed
 from eakd.reproduce.table_report import markdown, summarise
 from eakd.reproduce.table_report.text import csv_text
+from language.tiny_models import tokenizer, write_lines
 
 SETS = ("dolly", "self_inst", "vicuna", "s_ni", "un_ni")
 METRICS = tuple(f"rouge_l_{name}" for name in (*SETS, "average"))
