@@ -44,6 +44,14 @@ def evaluate(config: DictConfig) -> None:
 
 
 @command
+def evaluate_text(config: DictConfig) -> None:
+    """ROUGE-L of a language model's answers on the test sets of the language tables."""
+    from eakd.language.command import evaluate_checkpoint
+
+    evaluate_checkpoint(config)
+
+
+@command
 def reproduce(config: DictConfig) -> None:
     """Plan, run, continue and report a table of the paper: ``table=2 mode=plan``."""
     from eakd.reproduce.command import reproduce

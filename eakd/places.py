@@ -27,11 +27,11 @@ def command_words(name: str) -> list[str]:
     """How a command of ours is typed: as this one was, ``eakd-train`` or a script of a checkout.
 
     Args:
-        name: ``train``, ``report``, … .
+        name: ``train``, ``evaluate_text``, … .
     """
     script, here = ROOT / "scripts" / f"{name}.py", Path.cwd()
     if Path(sys.argv[0]).name.startswith("eakd-") or not script.is_file():
-        return [f"eakd-{name}"]
+        return [f"eakd-{name.replace('_', '-')}"]
     return ["python", str(script.relative_to(here) if script.is_relative_to(here) else script)]
 
 

@@ -56,6 +56,7 @@ ALLOWED = {
     "reproduce": {
         *("errors", "files", *CONFIG, "command_line"),
         *("training", "classification", "benchmark"),  # quickstart is of images
+        "language",  # evaluations after training
     },
     "teachers": {
         *("errors", "files", "download", *CONFIG),

@@ -17,13 +17,14 @@ from eakd.config import ROOT
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-COMMANDS = re.findall(r'^eakd-(\w+) = "eakd\.commands:\1"$', PROJECT, re.M)
+COMMANDS = dict(re.findall(r'^eakd-([\w-]+) = "eakd\.commands:(\w+)"$', PROJECT, re.M))
 SHORT = ("recipe.epochs=1", "data.train_per_class=4", "threads=1", "device=cpu")
 
 
 def test_every_script_is_a_command_too():
     scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"check_slurm"}
-    assert scripts == set(COMMANDS)
+    assert scripts == set(COMMANDS.values())
+    assert all(name.replace("-", "_") == function for name, function in COMMANDS.items())
     assert scripts <= {path.stem for path in (ROOT / "configs").glob("*.yaml")}
 
 

@@ -6,6 +6,7 @@ import errno
 import logging
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,14 @@ from eakd.errors import UserError, check_choice
 from eakd.places import command_words
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.escaping import printable
+from eakd.reproduce.evaluations import (
+    Evaluation,
+    about_evaluation,
+    add_metrics,
+    describe,
+    evaluate,
+    evaluations,
+)
 from eakd.reproduce.execute import run_plan
 from eakd.reproduce.plan import Plan, State, make_plan
 from eakd.reproduce.progress import describe_plan
@@ -42,7 +51,6 @@ def reproduce(config: DictConfig) -> str:
             process works on.
     """
     check_choice("mode", config.mode, MODES)
-    check_choice("select", config.select, ("last", "best"))
     name = "nothing" if OmegaConf.is_missing(config, "table") else config.table
     definition, pairs = load_table(name), plain(config.pairs)
     if pairs is None and config.scale == "smoke":
@@ -62,16 +70,21 @@ def reproduce(config: DictConfig) -> str:
         output_root=config.output_root,
         checkpoint_root=config.checkpoint_root,
     )
+    select = table.select if config.select is None else config.select
+    check_choice("select", select, ("last", "best"))
+    measured = evaluations(plan, select)
     if config.mode == "run":
         run_plan(plan, config.retry)
+        evaluate(plan, measured.values())
     states = read_states(plan.jobs)
     if config.mode == "plan" and config.measure:
         measure(plan, states, config.measure, config.output_root)
     if config.mode in ("plan", "status"):
         every, grid = config.verbose, config.mode == "plan"
         text = describe_plan(plan, states, config.output_root, every_run=every, grid=grid)
+        text += f"\n{describe(measured)}" if measured else ""
     else:
-        text = _report(plan, states, config)
+        text = _report(plan, states, config, select, measured)
     print(printable(text.partition("\n## Environment")[0]))  # the files hold the rest
     unfinished = Counter(state.name for state in states.values() if state.name != "done")
     if config.mode == "run" and unfinished:
@@ -80,15 +93,31 @@ def reproduce(config: DictConfig) -> str:
             f"{unfinished.total()} of {len(states)} runs are not finished ({counts}), the others "
             "went on; mode=status names them, retry=true runs failed and stale ones again"
         )
+    lacking = [each.label for each in measured.values() if each.result is None]
+    if config.mode == "run" and lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(measured)} evaluations are not there, the first is of "
+            f"{lacking[0]}; the same command runs what is missing"
+        )
     return text
 
 
-def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
+def _report(
+    plan: Plan,
+    states: dict[Path, State],
+    config: DictConfig,
+    select: str,
+    measured: Mapping[Path, Evaluation],
+) -> str:
     """Write the report from whatever is finished; ``into`` gets its Markdown too."""
     finished = {
         run["directory"]: run
         for run in read_runs(path for path, state in states.items() if state.name == "done")
     }
+    for job in plan.students if measured else ():
+        if job.directory in finished:
+            run = finished[job.directory]
+            finished[job.directory] = add_metrics(run, job, measured, select)
     results, others = {}, {}
     for cell, jobs in plan.cells.items():
         places = {seed: job.directory for seed, job in jobs.items()}
@@ -104,13 +133,14 @@ def _report(plan: Plan, states: dict[Path, State], config: DictConfig) -> str:
         replace(plan.table, title=title(plan)),
         results,
         folder,
-        select=config.select,
+        select=select,
         wanted_seeds=plan.seeds,
         states=others,
         about={
             "Command": _command(config),
             "Protocol": plan.protocol,
             "Scale": plan.about_scale,
+            **({"Evaluation": about_evaluation(plan.table, select)} if measured else {}),
         },
     )
     try:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from eakd.reproduce.answers import tables_that_pay
 from eakd.reproduce.launch import launch
-from eakd.reproduce.plan import Job, Plan
+from eakd.reproduce.plan import Job, Plan, is_model
 from eakd.reproduce.states import read_states
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def run_plan(plan: Plan, retry: bool = False) -> None:
     while any(state.name == "running" for state in read_states(plan.teachers).values()):
         log.info("waiting for a teacher that another process trains")
         time.sleep(POLL)
-    absent = {job.saves for job in plan.teachers if not job.saves.is_file()}
+    absent = {job.saves for job in plan.teachers if not is_model(job.saves)}
     if absent:
         log.info("runs that need these teachers wait: %s", ", ".join(map(str, sorted(absent))))
     tables = tables_that_pay(plan, read_states(plan.students))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -26,7 +27,12 @@ from eakd.training.record import remember_failure
 log = logging.getLogger(__name__)
 
 
-def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[Exception | None]:
+def launch(
+    jobs: Sequence[Sequence[str]],
+    settings: Sequence[str] = (),
+    task: Callable[[DictConfig], Any] | None = None,
+    config_name: str = "train",
+) -> list[Exception | None]:
     """Run each list of overrides as ``scripts/train.py`` would; the failures, in the same order.
 
     Hydra offers launchers to its own sweeper only, which knows products of values but not a list of
@@ -34,6 +40,7 @@ def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[
 
     Args:
         settings: overrides of the whole launch: ``hydra/launcher=workers hydra.launcher.n_jobs=2``.
+        task, config_name: another command's task, and its root file.
     """
     if not jobs:
         return []
@@ -43,13 +50,13 @@ def launch(jobs: Sequence[Sequence[str]], settings: Sequence[str] = ()) -> list[
     else:
         search_path = create_config_search_path(str(CONFIGS))
     loader = ConfigLoaderImpl(config_search_path=search_path)
-    config = loader.load_configuration("train", settings, run_mode=RunMode.MULTIRUN)
+    config = loader.load_configuration(config_name, settings, run_mode=RunMode.MULTIRUN)
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     try:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks()),
-            task_function=JobFunction(train, "train", exits=True),
+            task_function=JobFunction(task or train, config_name, exits=True),
             config=config,
         )
         return [_failure(done) for done in launcher.launch([list(job) for job in jobs], 0)]

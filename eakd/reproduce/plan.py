@@ -94,6 +94,7 @@ class Plan:
         about_data: what people call the data set, from its file.
         teachers: runs that train the teachers that were not found.
         cells: ``{cell: {seed: job}}``; cells may share a job.
+        overrides, output_root: as they were given.
     """
 
     table: Table
@@ -104,6 +105,8 @@ class Plan:
     seeds: tuple[int, ...]
     teachers: tuple[Job, ...]
     cells: dict[Cell, dict[int, Job]]
+    overrides: tuple[str, ...] = ()
+    output_root: str = "outputs"
 
     @property
     def students(self) -> list[Job]:
@@ -184,7 +187,10 @@ def make_plan(
         if not _has_teacher(config)
     ]
     about_data = (plain(config.data.get("plan")) or {}).get("title", config.data.name)
-    return Plan(table, protocol, scale, about, about_data, seeds, tuple(teachers), cells)
+    return Plan(
+        *(table, protocol, scale, about, about_data, seeds, tuple(teachers), cells),
+        *(tuple(overrides), str(output_root)),
+    )
 
 
 def _smoke(table: Table) -> tuple[Table, list[str], int | None, str]:
@@ -281,8 +287,7 @@ def _jobs(
     """The runs of one config with several seeds."""
     common, jobs = identity(config), {}
     teacher = _teacher_file(config) if "teacher" in common else None
-    root, kind = Path(config.checkpoint_root), kind_of(config)
-    saved = teacher_files(root, config.data.name, config.student.name)[0]
+    kind, saved = kind_of(config), _places(config, config.student.name)[0]
     for seed in seeds:
         identified = {**common, "seed": seed}
         jobs[seed] = Job(
@@ -317,8 +322,21 @@ def _teacher_file(config: DictConfig) -> Path:
     """The file of the teacher that a run takes: the one that is there, or that will be trained."""
     if config.teacher.checkpoint != "auto":
         return Path(config.teacher.checkpoint)
-    places = teacher_files(Path(config.checkpoint_root), config.data.name, config.teacher.name)
-    return next((path for path in places if path.is_file()), places[0])
+    places = _places(config, config.teacher.name)
+    return next((path for path in places if is_model(path)), places[0])
+
+
+def _places(config: DictConfig, name: str) -> list[Path]:
+    """Where a model is kept as a teacher: a file, or a folder where the data's file says so."""
+    root, data = Path(config.checkpoint_root), config.data.name
+    if (plain(config.data.get("plan")) or {}).get("folders"):
+        return [root / data / name]
+    return teacher_files(root, data, name)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a file of weights lies there, or a folder that ``save_pretrained`` wrote."""
+    return path.is_file() or (path / "config.json").is_file()
 
 
 def _has_teacher(config: DictConfig) -> bool:
@@ -327,16 +345,18 @@ def _has_teacher(config: DictConfig) -> bool:
         return True
     data, name = config.data.name, config.teacher.name
     entry = manifest_entry(MANIFEST, data, name)
-    files = teacher_files(Path(config.checkpoint_root), data, name)
-    return any(path.is_file() for path in files) or bool(entry.get("url") and entry.get("sha256"))
+    return any(map(is_model, _places(config, name))) or bool(
+        entry.get("url") and entry.get("sha256")
+    )
 
 
 def _teacher_job(
     name: str, config: DictConfig, table: Table, common: list[str], scale: str, epochs: int | None
 ) -> Job:
     """The run that trains a teacher as ``docs/recipes.md`` says, or its data set's file."""
-    overrides = [f"student={name}", *method_overrides("none", table.group)]
     own = (plain(config.data.get("plan")) or {}).get("teacher", [])
+    trained = any(text.startswith("distiller=") for text in own)  # by a method of its own
+    overrides = [f"student={name}", *([] if trained else method_overrides("none", table.group))]
     overrides += [*own, *of_teacher(common)]
     if "pretrained" in config.teacher and scale != "smoke":
         overrides = [text for text in overrides if not text.startswith("recipe=")]

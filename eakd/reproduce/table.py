@@ -20,7 +20,10 @@ from eakd.places import config_folders, read_yaml
 AXES = ("pair", "method", "variant", "metric")
 
 # Of a table's file: what must be texts, what must be lists of them, and what may be left out.
-TEXTS = ("name", "title", "data", "rows", "columns", "quantity", "quantities", "unit", "group")
+TEXTS = (
+    *("name", "title", "data", "rows", "columns", "quantity", "quantities", "unit", "group"),
+    *("evaluation", "select"),
+)
 LISTS = ("metrics", "pairs", "methods")
 DEFAULTS: Mapping[str, Any] = {
     "rows": "method",
@@ -29,6 +32,8 @@ DEFAULTS: Mapping[str, Any] = {
     "quantities": "values",
     "unit": "",
     "group": "",
+    "evaluation": "",
+    "select": "last",
     "variants": {},
     "gains": [],
     "smoke_pairs": [],
@@ -75,7 +80,9 @@ class Table:
         unit: of the metrics, ``%`` or a word; ``""`` for none.
         group: of ``distiller``, in which the table's methods are: ``language/``; mostly ``""``.
         gains: pairs ``(a, b)`` of methods or variants; the gain of ``a`` over ``b`` is reported.
-        protocol, seeds: what is planned where nothing else is said.
+        evaluation: of ``configs/evaluation``, by which finished runs are evaluated on test sets
+            whose results are the metrics; ``""`` where training measures them.
+        protocol, seeds, select: what is planned and shown where nothing else is said.
     """
 
     name: str
@@ -95,6 +102,8 @@ class Table:
     cells: tuple[Cell, ...]
     protocol: str
     seeds: tuple[int, ...]
+    evaluation: str
+    select: str
 
     @property
     def in_paper(self) -> bool:
@@ -175,6 +184,8 @@ def _check(definition: Mapping[str, Any], name: str) -> None:
                 f"{key}: found {shortened(definition.get(key))}, allowed is a list of texts"
             )
     check_choice("name", definition["name"], [name])  # reports are called by it
+    check_choice("select", definition["select"], ("last", "best"))
+    check_choice("evaluation", definition["evaluation"], ("", *options("evaluation")))
     for key, other in (("rows", "columns"), ("columns", "rows")):
         check_choice(key, definition[key], [axis for axis in AXES if axis != definition[other]])
     for key in ("pairs", "smoke_pairs"):
@@ -268,6 +279,8 @@ def make_table(
         cells=tuple(cells),
         protocol=definition["protocol"],
         seeds=tuple(definition["seeds"]),
+        evaluation=definition["evaluation"],
+        select=definition["select"],
     )
 
 

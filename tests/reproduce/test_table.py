@@ -18,7 +18,9 @@ TABLES = [name for name in table_names() if not name.startswith("control")]
 def test_every_printed_number_of_a_table_has_its_cell(name):
     table = make_table(load_table(name))
     numbers = [number for cell in table.cells for number in cell.paper.values()]
-    assert all(cell.paper.keys() == set(table.metrics) for cell in table.cells)
+    ours = {"kd+matched"}  # rows that the paper does not have
+    cells = [cell for cell in table.cells if cell.method not in ours]
+    assert all(cell.paper.keys() == set(table.metrics) for cell in cells)
 
     def leaves(node):
         return sum(map(leaves, node.values())) if isinstance(node, dict) else 1

@@ -42,7 +42,9 @@ class Grid:
 def grids(report: Report) -> list[Grid]:
     """What is printed, in order; a grid without rows is left out."""
     other = SELECT[1 - SELECT.index(report.select)]
-    found = [_paper_grid(report), _our_grid(report, other)]
+    found = [_paper_grid(report)]
+    # One checkpoint of each run is evaluated after training.
+    found += [_spread_grid(report)] if report.table.evaluation else [_our_grid(report, other)]
     found += [_gains_grid(report), _averages_grid(report)]
     return [grid for grid in found if grid.rows]
 
@@ -91,9 +93,8 @@ def progress(run: Run, report: Report) -> str:
     """A finished run's values, one for each metric, or what the run is instead."""
     if run.summary is None:
         return run.state
-    return " / ".join(
-        f"{run.summary[f'{metric}_{report.select}']:.2f}" for metric in report.table.metrics
-    )
+    values = [run.summary.get(f"{metric}_{report.select}") for metric in report.table.metrics]
+    return " / ".join(DASH if value is None else f"{value:.2f}" for value in values)
 
 
 # What is in the grids
@@ -199,6 +200,21 @@ def _our_grid(report: Report, which: str) -> Grid:
         if which == report.select or any(entry.cell.method != "teacher" for entry in entries)
     ]
     return Grid(_title(report, which), (f"{report.table.rows}, ours",), columns, tuple(rows))
+
+
+def _spread_grid(report: Report) -> Grid:
+    """The two reasons why a number would be another one next time, side by side."""
+    columns, laid_out = _laid_out(report)
+    rows = []
+    for label, entries in laid_out:
+        training = [report.ours(entry).std for entry in entries]
+        sampling = [entry.sampling for entry in entries]
+        for name, values in (("training seeds", training), ("sampling seeds", sampling)):
+            if any(value is not None for value in values):
+                shown = [DASH if value is None else f"{value:.2f}" for value in values]
+                rows.append(((label, name), tuple(map(Text, shown))))
+    title = "Standard deviations: between training seeds, and between samplings of one model"
+    return Grid(title, (report.table.rows, "over"), columns, tuple(rows))
 
 
 def _gains_grid(report: Report) -> Grid:

@@ -52,13 +52,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric of one cell: the paper's number and both of ours."""
+    """One metric of one cell: the paper's number and both of ours.
+
+    Attributes:
+        sampling: standard deviation over samplings of one model, pooled over the cell's runs (root
+            mean square); ``None`` where nothing is sampled.
+    """
 
     cell: Cell
     metric: str
     paper: Score
     last: Score
     best: Score
+    sampling: float | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,8 @@ def summarise(
     # Pairs with the same student share its runs without distillation: counted once.
     finished = list({run.place: run for run in runs if run.summary is not None}.values())
     summaries = [run.summary for run in finished]
-    for metric, summary in product(table.metrics, summaries):
+    # What is measured after training may be there in part: a set may be missing.
+    for metric, summary in product(table.metrics, summaries if not table.evaluation else ()):
         check_choice(f"metrics of table {table.name}", metric, metrics_of(summary))
     gains = _gains(table, results, select)
     return Report(
@@ -258,7 +265,8 @@ def _set_aside(results: Results, states: States) -> tuple[Results, States]:
 
 
 def _values(results: Results, cell: Cell, metric: str, which: str) -> dict[int, float]:
-    return {seed: run[f"{metric}_{which}"] for seed, run in sorted(results.get(cell, {}).items())}
+    by_seed, key = sorted(results.get(cell, {}).items()), f"{metric}_{which}"
+    return {seed: run[key] for seed, run in by_seed if key in run}
 
 
 def _entries(table: Table, results: Results) -> tuple[Entry, ...]:
@@ -279,18 +287,30 @@ def _entries(table: Table, results: Results) -> tuple[Entry, ...]:
                 last, best = (
                     Score.over(_values(results, cell, metric, which).values()) for which in SELECT
                 )
-                if cell.method != "none":
+                if cell.method not in ("none", "sft"):  # without a teacher
                     # Variants compete within a method, methods within a pair.
                     method = cell.method if len(table.variants) > 1 else ""
                     rivals[cell.pair, method, metric].append(len(entries))
             paper = Score(cell.paper.get(metric))
-            entries.append(Entry(cell, metric, paper=paper, last=last, best=best))
+            sampling = _sampling(table, results, cell, metric)
+            entries.append(Entry(cell, metric, paper, last, best, sampling))
     for places in rivals.values():
         for which in ("paper", *SELECT):
             scores = [getattr(entries[place], which) for place in places]
             for place, score in zip(places, _marked(scores), strict=True):
                 entries[place] = replace(entries[place], **{which: score})
     return tuple(entries)
+
+
+def _sampling(table: Table, results: Results, cell: Cell, metric: str) -> float | None:
+    key = f"{metric}_sampling_std"
+    if cell.method == "teacher":
+        runs = [run for each in table.at(pair=cell.pair) for run in results.get(each, {}).values()]
+        key = f"teacher_{key}"
+    else:
+        runs = [*results.get(cell, {}).values()]
+    squares = [run[key] ** 2 for run in runs if key in run]
+    return statistics.fmean(squares) ** 0.5 if squares else None
 
 
 def _marked(scores: Sequence[Score]) -> list[Score]:

@@ -160,7 +160,7 @@ def csv_text(report: Report) -> str:
         for run in report.runs_of(cell):
             row = {**common, "seed": run.seed, "directory": run.place, "state": run.state}
             if run.summary is not None:
-                row |= {which: run.summary[f"{entry.metric}_{which}"] for which in SELECT}
+                row |= {which: run.summary.get(f"{entry.metric}_{which}") for which in SELECT}
                 row |= {key: run.summary.get(key) for key in ("selection", "epochs", "seconds")}
                 row["best_epoch"] = run.summary.get(f"{first_metric([run.summary])[0]}_best_epoch")
                 row["commit"] = run.summary.get("environment", {}).get("commit")
