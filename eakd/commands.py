@@ -78,3 +78,11 @@ def teachers(config: DictConfig) -> None:
     from eakd.teachers.command import teachers
 
     teachers(config)
+
+
+@command
+def figure(config: DictConfig) -> None:
+    """A figure of the paper, or of any runs: ``figure=3 mode=plan``."""
+    from eakd.analysis.command import figure
+
+    figure(config)

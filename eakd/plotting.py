@@ -7,6 +7,7 @@ No setting of it is changed outside `style`, and none of the user's own is taken
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -96,8 +97,14 @@ def style() -> Iterator[None]:
         raise UserError("needs matplotlib: pip install 'eakd[plots]'")
     import matplotlib.style
 
-    with matplotlib.style.context(["default", STYLE]):
-        yield
+    fonts = logging.getLogger("fontTools")  # tells of every glyph that it puts into a PDF
+    level = fonts.level
+    fonts.setLevel(logging.WARNING)
+    try:
+        with matplotlib.style.context(["default", STYLE]):
+            yield
+    finally:
+        fonts.setLevel(level)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -162,4 +162,7 @@ def _write(axes: Axes, series: Series, x: Any, y: Any, colour: str) -> None:
 def bars_of(series: Sequence[Series]) -> dict[int, tuple[int, int]]:
     """Place in the sequence → which of how many series of bars it is."""
     places = [place for place, each in enumerate(series) if each.style == "bars"]
+    positions = [float(x) for place in places for x in series[place].x]
+    if len(set(positions)) == len(positions):  # side by side already
+        return dict.fromkeys(places, (0, 1))
     return {place: (number, len(places)) for number, place in enumerate(places)}

@@ -27,11 +27,14 @@ ARRAYS, DESCRIPTION, TABLE = "data.npz", "figure.json", "data.csv"
 COLUMNS = ("panel", "series", "seed", "x", "y", "low", "high", "value", "text")
 
 
-def write_result(folder: Path, result: Result, made_from: Mapping[str, Any]) -> None:
+def write_result(
+    folder: Path, result: Result, made_from: Mapping[str, Any], page: Mapping[str, Any]
+) -> None:
     """Write the three files, ``figure.json`` last: it says that the others are there.
 
     Args:
         made_from: what the result was computed from, see `is_current`.
+        page: what pages say of it, see `eakd.analysis.page.Shown`.
 
     Raises:
         OSError: naming the file.
@@ -42,7 +45,15 @@ def write_result(folder: Path, result: Result, made_from: Mapping[str, Any]) -> 
     np.savez_compressed(buffer, **arrays)  # its entries are of 1980, whatever the time
     write_atomically(folder / ARRAYS, lambda path: path.write_bytes(buffer.getvalue()))
     write_text(folder / TABLE, csv_table(result))
-    write_json(folder / DESCRIPTION, {"made_from": made_from, "result": described})
+    content = {"page": page, "made_from": made_from, "result": described}
+    write_json(folder / DESCRIPTION, content)
+
+
+def write_page(folder: Path, page: Mapping[str, Any]) -> None:
+    """Replace what pages say of a result that is there."""
+    content = read_object(folder / DESCRIPTION) or {}
+    if content.get("page") != json.loads(json.dumps(page)):
+        write_json(folder / DESCRIPTION, {**content, "page": page})
 
 
 def read_result(folder: Path) -> tuple[Result, dict[str, Any]]:

@@ -108,7 +108,9 @@ class Plan:
     @property
     def students(self) -> list[Job]:
         """Every run once, seed by seed, so that an unfinished table holds whole seeds."""
-        jobs = [by_seed[seed] for seed in self.seeds for by_seed in self.cells.values()]
+        # Plans of several figures may have cells with fewer seeds.
+        cells = self.cells.values()
+        jobs = [by_seed[seed] for seed in self.seeds for by_seed in cells if seed in by_seed]
         return list({job.directory: job for job in jobs}.values())
 
     def each(self) -> Iterator[tuple[Cell, Job]]:

@@ -18,7 +18,7 @@ from eakd.reproduce.table_report.layout import (
 )
 from eakd.reproduce.table_report.numbers import Report
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0;
   --page: #ffffff; --tint: #f6f8fa; --link: #0969da; --warn: #9a6700; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d;
@@ -54,7 +54,7 @@ def html_page(report: Report, chart: str) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>",
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>{title}</h1>",
         _html_list("about", about),
         f"<p>{html_text(describe(report))}</p>",
