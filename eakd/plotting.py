@@ -6,6 +6,7 @@ No setting of it is changed outside `style`, and none of the user's own is taken
 
 from __future__ import annotations
 
+import html
 import io
 import logging
 from collections.abc import Iterable, Iterator
@@ -173,3 +174,11 @@ def save(
             stem.with_name(f"{stem.name}.{kind}"),
             lambda path, content=content: path.write_bytes(content),
         )
+
+
+def inline_svg(content: bytes, label: str) -> str:
+    """An SVG for an HTML page, or on its own; screen readers call it ``label``."""
+    text = content.decode("utf-8")
+    text = text[text.index("<svg") :]
+    name = html.escape(label)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)

@@ -49,10 +49,12 @@ def cost(
             continue
         mean, low, high = mean_of(np.array(list(values[name].values()))[:, None])
         x = np.array([steps[name]])
-        series.append(Series(name, x, mean, low, high, style="points"))
+        base = name.removeprefix(EA)
+        # A method and its EA form are labelled once, directly.
+        texts = (display(base),) if base != name or EA + name not in steps else ("",)
+        series.append(Series(name, x, mean, low, high, label="", style="points", texts=texts))
         numbers[f"accuracy.{name}"] = float(mean[0])
         numbers[f"step_ms.{name}"] = steps[name]
-        base = name.removeprefix(EA)
         if base != name and base in steps:
             ends = np.array([steps[base], steps[name]])
             heights = np.array([numbers.get(f"accuracy.{base}", np.nan), mean[0]])
@@ -90,7 +92,7 @@ def cost(
         not_shows="It does not show memory, nor the time on another device.",
         notes=(
             f"Step times: {how}. Accuracy of the {select} epoch, mean over seeds with its 95 % "
-            "interval; an arrow leads from a method to its EA form.",
+            "interval; hollow: plain, filled: with EA; an arrow leads from one to the other.",
             *(f"{display(name)}: {difference_text(test, p[name], ' points')}, p after Holm."
               for name, test in gains.items()),
         ),

@@ -35,17 +35,19 @@ def draw(result: Result, width: float | None = None) -> Figure:
     figure = new_figure(width, sum(heights))
     looks = marks(panels)
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
-    handles: dict[str, Any] = {}
+    handles: list[dict[str, Any]] = []
     for place, panel in enumerate(panels):
         spec = grid[place // columns, place % columns]
         letter = f"({chr(ord('a') + place)}) " if len(panels) > 1 else ""
         if panel.pictures is not None:
             _pictures(figure, spec, panel, letter)
         else:
-            handles |= _panel(figure.add_subplot(spec), panel, looks, letter)
-    _legend(figure, handles, width)
+            handles.append(_panel(figure.add_subplot(spec), panel, looks, letter))
+    _legends(figure, handles, width)
     if len(result.about.get("seeds", ())) == 1:
         figure.supxlabel("one seed", x=0.995, ha="right", fontsize=6.5, color=SOFT)
+    if any(series.texts for panel in panels for series in panel.series):
+        spread_texts(figure)
     return figure
 
 
@@ -58,7 +60,7 @@ def _height(panel: Panel, width: float) -> float:
         each = width / across * high / wide + (text if panel.captions else 0)
         return math.ceil(count / across) * each + 0.3
     square = panel.equal or panel.surface is not None
-    return max(1.5, (0.92 if square else 0.74) * width + 0.1)
+    return max(1.5, (0.92 if square else 0.68) * width + 0.1)
 
 
 def _across(count: int) -> int:
@@ -74,9 +76,9 @@ def _panel(axes: Axes, panel: Panel, looks: dict[str, Any], letter: str) -> dict
     # Lines above bands of other series, references below all.
     for place, series in enumerate(panel.series):
         handle = draw_series(axes, series, looks.get(series.name), bars.get(place, (0, 1)))
-        if handle is not None:
+        if handle is not None and series.label != "":
             found.setdefault(handle.get_label(), handle)
-    axes.set(title=letter + panel.title, xlabel=panel.x, ylabel=panel.y)
+    axes.set(title=letter + panel.title, xlabel=panel.x, ylabel=panel.y, gid="panel")
     _axis(axes, panel)
     return found
 
@@ -116,6 +118,9 @@ def _one_two_five(value: float, _: Any) -> str:
 
 def _surface(axes: Axes, panel: Panel) -> None:
     assert panel.surface is not None
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
     x, y, z = (np.asarray(each, dtype=float) for each in panel.surface)
     axes.grid(visible=False)
     if panel.surface_style == "heat":
@@ -127,7 +132,9 @@ def _surface(axes: Axes, panel: Panel) -> None:
         drawn = axes.contourf(x, y, z, levels=levels, extend="both" if panel.levels else "neither")
         axes.figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=25)
         return
-    drawn = axes.contour(x, y, z, levels=levels, linewidths=0.8)
+    # Without the yellow end, which is not seen on white.
+    shades = colormaps["viridis"].resampled(256)(np.linspace(0, 0.82, 256))
+    drawn = axes.contour(x, y, z, levels=levels, linewidths=0.8, cmap=ListedColormap(shades))
     axes.clabel(drawn, fontsize=6, fmt=lambda value: f"{value:.3g}")
 
 
@@ -146,13 +153,63 @@ def _pictures(figure: Figure, spec: Any, panel: Panel, letter: str) -> None:
             axes.set_title(letter + panel.title)
 
 
-def _legend(figure: Figure, handles: dict[str, Any], width: float) -> None:
-    if not 1 < len(handles) <= LEGEND:
+def _legends(figure: Figure, handles: list[dict[str, Any]], width: float) -> None:
+    """One legend above, where the panels show the same series; else one in each panel."""
+    entries: dict[str, Any] = {}
+    for each in handles:
+        entries = {**each, **entries}  # the first panel's handle of a name stays
+    most = max(handles, key=len, default={})
+    if not 1 < len(entries) <= LEGEND:
         return
+    if len(most) < len(entries) and len(handles) > 1:
+        for axes, each in zip(_charts(figure), handles, strict=True):
+            if len(each) > 1:
+                axes.legend(each.values(), each.keys(), loc="best", frameon=True,
+                            edgecolor="none", framealpha=0.9, borderpad=0.2)  # fmt: skip
+        return
+    order = [name for each in handles for name in each]
+    entries = {name: entries[name] for name in dict.fromkeys(order)}
     # As many beside each other as fit: a letter takes about 0.06 inches, a handle half an inch.
-    longest = max(map(len, handles))
-    columns = max(1, min(len(handles), int(width / (0.5 + 0.062 * longest))))
+    columns = max(1, min(len(entries), int(width / (0.5 + 0.062 * max(map(len, entries))))))
     figure.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=columns,
+        entries.values(), entries.keys(), loc="outside upper center", ncols=columns,
         columnspacing=1.2,
     )  # fmt: skip
+
+
+def _charts(figure: Figure) -> list[Axes]:
+    """The axes of panels that are no pictures, without colour bars."""
+    return [axes for axes in figure.axes if axes.get_gid() == "panel"]
+
+
+PLACES = ((4, 3, "left"), (4, -8, "left"), (-4, 3, "right"), (-4, -8, "right"))
+
+
+def spread_texts(figure: Figure) -> None:
+    """Put each text beside its point where it covers the fewest others."""
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # for the layout, on which the places depend
+    figure.set_layout_engine("none")
+    for axes in _charts(figure):
+        texts = axes.findobj(Annotation)
+        points = axes.transData.transform([text.xy for text in texts])
+        taken: list[Any] = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+        for text in texts:
+            if not text.get_text():
+                continue
+            boxes = []
+            for x, y, side in PLACES:
+                text.set_position((x, y))
+                text.set_horizontalalignment(side)
+                boxes.append(text.get_window_extent())
+            inside = axes.get_window_extent()
+            costs = [
+                sum(box.overlaps(other) for other in taken) + 2 * (box.x1 > inside.x1)
+                for box in boxes
+            ]
+            best = costs.index(min(costs))
+            text.set_position(PLACES[best][:2])
+            text.set_horizontalalignment(PLACES[best][2])
+            taken.append(boxes[best])

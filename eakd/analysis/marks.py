@@ -116,7 +116,7 @@ def _bars(
     axes: Axes, series: Series, x: Any, y: Any, mark: Mark, label: str, which: int, count: int
 ) -> Any:
     gaps = np.diff(np.sort(np.asarray(x, dtype=float)))
-    width = 0.82 * (gaps.min() if len(gaps) and gaps.min() > 0 else 1.0) / count
+    width = (0.82 * gaps.min() if len(gaps) and gaps.min() > 0 else 0.5) / count
     at = x + (which - (count - 1) / 2) * width
     spread = None
     if series.low is not None and series.high is not None:
@@ -155,7 +155,7 @@ def _colored(axes: Axes, series: Series, x: Any, y: Any) -> None:
 
 def _write(axes: Axes, series: Series, x: Any, y: Any, colour: str) -> None:
     for place, text in enumerate(series.texts):
-        at = {"xytext": (3.5, 3), "textcoords": "offset points"}
+        at = {"xytext": (3.5, 3), "textcoords": "offset points", "in_layout": False}
         axes.annotate(text, (x[place], y[place]), color=colour, fontsize=6.5, **at)
 
 

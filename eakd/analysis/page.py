@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from eakd.analysis.result import Result
 from eakd.analysis.statements import Line
 from eakd.files import write_text
+from eakd.plotting import inline_svg
 from eakd.reproduce.escaping import html_text, markdown_text
 from eakd.reproduce.table_report.page import STYLE
 from eakd.training.reading import read_json
@@ -83,7 +84,7 @@ def about_text(about: Mapping[str, Any]) -> str:
 def caption(figure: Shown) -> str:
     """``caption.md``: Markdown without a picture."""
     parts = [
-        f"**{markdown_text(figure.heading)}** {markdown_text(figure.shows)}",
+        f"**{markdown_text(figure.heading)}.** {markdown_text(figure.shows)}",
         f"*{markdown_text(figure.not_shows)}*" if figure.not_shows else "",
         markdown_text(" ".join(figure.notes)),
         markdown_text(f"{figure.about}.") if figure.about else "",
@@ -173,12 +174,9 @@ def _picture(figure: Shown, folder: Path) -> str:
     alt = html_text(f"{figure.heading}. {figure.shows}")
     svg = folder / "figure.svg"
     if svg.is_file() and svg.stat().st_size < LARGE:
-        text = svg.read_text(encoding="utf-8")
-        text = text[text.index("<svg") :] if "<svg" in text else ""
+        text = inline_svg(svg.read_bytes(), f"{figure.heading}. {figure.shows}")
         # The page decides how wide it is.
-        text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
-        text = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
-        return text.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+        return re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     if (folder / "figure.png").is_file():
         return f'<img src="{html_text(folder.name)}/figure.png" alt="{alt}">'
     return "<p>Not drawn: draw=true draws it.</p>"

@@ -57,10 +57,16 @@ def student_entropy(
         panels[f"bands {name}"] = Panel(
             title=display(name),
             x="epoch",
-            y="H_S, nats",
+            y="student entropy, nats",
             series=(
                 Series(
-                    "H_T", epochs, teacher, teacher - spread, teacher + spread, "H_T", "reference"
+                    "teacher",
+                    epochs,
+                    teacher,
+                    teacher - spread,
+                    teacher + spread,
+                    "teacher",
+                    "reference",
                 ),
                 Series(name, epochs, q50, q05, q95, low2=q25, high2=q75),
             ),
@@ -78,7 +84,7 @@ def student_entropy(
         numbers[f"slope.{name}"] = float(np.mean(list(slopes[name].values())))
     panels = _same_limits(panels)
     panels["spread"] = Panel(
-        "spread of H_S over the samples", "epoch", "std of H_S, nats", tuple(series)
+        "spread over the samples", "epoch", "standard deviation, nats", tuple(series)
     )
     tests = {f"slope.{name}": each for name, each in against(slopes).items()}
     tests |= {f"spread.last.{name}": each for name, each in against(spreads).items()}
@@ -90,7 +96,7 @@ def student_entropy(
         for name in runs.names
     ]
     notes += (
-        "H_S: median, 25 to 75 % and 5 to 95 % of the samples, means over seeds; grey: the "
+        "Student: median, 25 to 75 % and 5 to 95 % of the samples, means over seeds; grey: the "
         f"teacher's mean ± one standard deviation. In the last panel {BANDS}.",
         *told(tests, p, " nats"),
     )

@@ -101,9 +101,9 @@ def _surface(runs: Runs, by: str, points: int) -> Panel:
         text = f"tenths, {display(name)}, epoch {run.dynamics[place]['epoch']}"
         visited.append(Series(text, x, y))
     return Panel(
-        title="weight w(H_T, H_S), Eq. 12",
-        x="H_T, nats",
-        y="H_S, nats",
+        title="weight w, Eq. 12",
+        x="teacher entropy, nats",
+        y="student entropy, nats",
         series=tuple(visited),
         surface=(axis, axis, FACTORS["ea"](teacher, student, bound)),
         # Eq. 13: the bound where both are high, half of it where the student is sure, 0 without

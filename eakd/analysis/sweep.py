@@ -73,6 +73,7 @@ def sweep(
             )
     heading = next(iter(metrics_of(runs[0].summary).values()), "")
     short = key.rpartition(".")[2]
+    short = {"alpha": "α", "beta": "β", "temperature": "τ"}.get(short, short)
     x = np.arange(len(variances), dtype=float)
     bars = tuple(
         Series(name, x[i : i + 1], *(np.array([each]) for each in values), style="bars")

@@ -30,7 +30,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2r
 p, ul { max-width: 48rem; } li, p { overflow-wrap: anywhere; } a { color: var(--link); }
 ul { padding-left: 1.25rem; } .notes { color: var(--warn); }
 .scroll { overflow-x: auto; } figure { margin: 1.5rem 0; }
-svg { max-width: 100%; height: auto; }
+svg { max-width: 100%; height: auto; } .chart { font-family: system-ui, sans-serif; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
