@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "eakd"
 SCRIPTS = PACKAGE.parent / "scripts"
 
 # What commands do.
-DOERS = {"training", "classification", "benchmark", "reproduce", "teachers"}
+DOERS = {"training", "classification", "benchmark", "reproduce", "teachers", "analysis"}
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
 CONFIG = ("places", "config", "targets", "checking", "composing")
@@ -22,6 +22,7 @@ ALLOWED = {
     "workers": set(),
     "download": {"errors", "files"},
     "weighting": {"errors", "factors"},
+    "plotting": {"errors", "files"},
     "places": {"errors"},
     "config": {"errors", "factors", "places"},
     "targets": {"errors", "config"},
@@ -43,16 +44,24 @@ ALLOWED = {
         *("data", "models", "distillers", "training", "classification"),
     },
     "reproduce": {
-        *("errors", "files", *CONFIG, "command_line"),
+        *("errors", "files", "plotting", *CONFIG, "command_line"),
         *("training", "classification", "benchmark"),  # quickstart is of images
     },
     "teachers": {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),
     },
+    # Looks at what the others leave; nothing but commands imports it.
+    "analysis": {
+        *("errors", "files", "factors", "weighting", "plotting", *CONFIG),
+        *("data", "models", "distillers", "training", "classification", "reproduce"),
+    },
 }
 
-LIGHT = ("eakd", "eakd.config", "eakd.errors", "eakd.commands", "eakd.reproduce.command")
+LIGHT = (
+    *("eakd", "eakd.config", "eakd.errors", "eakd.commands", "eakd.reproduce.command"),
+    *("eakd.plotting", "eakd.analysis.command", "eakd.analysis.draw", "eakd.analysis.segments"),
+)
 
 
 def imports_of(path):

@@ -40,15 +40,9 @@ def figure(config: DictConfig) -> str:
     figures = chosen(config)
     if [each.name for each in figures] == ["run"]:
         return draw_run(figures[0], request, config.runs, config.watch)
-    if config.runs is not None or config.compute is False:
-        opened: dict[str, Runs] = {}
-        plans: dict[str, Plan] = {}
-        states: dict[Path, State] = {}
-        if config.compute is not False:
-            for each in figures:
-                order = each.runs.get("methods", ())
-                opened[each.name] = glob_runs(config.runs, each.by, order)
-    else:
+    plans: dict[str, Plan] = {}
+    states: dict[Path, State] = {}
+    if config.runs is None and config.compute is not False:
         plans = {each.name: plan_of(each, config) for each in figures}
         whole = merged(plans.values())
         if config.mode == "run":
@@ -58,23 +52,34 @@ def figure(config: DictConfig) -> str:
             text = describe(figures, plans, whole, states, config, request)
             print(printable(text))
             return text
-        opened = {name: finished(plan, states) for name, plan in plans.items()}
-        if config.retrain:
-            for each in figures:
-                opened[each.name] = again(
-                    each, plans[each.name], opened[each.name], request, config
-                )
     made, failed = [], {}
     for each in figures:
         try:
             plan = plans.get(each.name)
-            made.append(make(each, request, opened.get(each.name), plan))
+            runs = runs_of(each, plan, states, config, request)
+            made.append(make(each, request, runs, plan))
         except UserError as error:
             if len(figures) == 1:
                 raise
             failed[each.name] = str(error)
             log.warning("figure %s: %s", each.name, error)
     return end(made, failed, states, config, request)
+
+
+def runs_of(
+    figure: Figure,
+    plan: Plan | None,
+    states: dict[Path, State],
+    config: DictConfig,
+    request: Request,
+) -> Runs | None:
+    """The runs of ``runs=GLOB``, or the finished ones of a plan; ``None`` with ``compute=false``."""
+    if config.compute is False:
+        return None
+    if plan is None:
+        return glob_runs(config.runs, figure.by, figure.runs.get("methods", ()))
+    runs = finished(plan, states)
+    return again(figure, plan, runs, request, config) if config.retrain else runs
 
 
 def check(config: DictConfig) -> Request:

@@ -137,11 +137,11 @@ def write_trio(root, seeds=(0, 1, 2), epochs=12, methods=("kd", "ea_kd", "kd+mat
             random = np.random.default_rng(seed)
             wiggle = random.normal(0, 0.01, size=epochs + 1)
 
-            def lines(epoch, method=method, wiggle=wiggle):
+            def lines(epoch, method=method, seed=seed, wiggle=wiggle):
                 loss = np.linspace(16, 2, TENTHS) / epoch**0.8 * (1 + wiggle[epoch])
                 loss = loss * (0.9 if method == "ea_kd" else 1)
                 weight = np.linspace(1.5, 4, TENTHS) if method == "ea_kd" else 1.0
-                spread = 0.14 + growth[method] * epoch / 3 + wiggle[epoch]
+                spread = 0.14 + growth[method] * (1 + seed / 9) * epoch / 3 + wiggle[epoch]
                 return {
                     name: segments_of(loss, spread, weight, top1=20 + 3 * epoch)
                     for name in ("epoch", "clean")

@@ -9,7 +9,7 @@ from eakd.reproduce.escaping import html_text, one_line
 from eakd.reproduce.palette import Look, looks
 from eakd.reproduce.table_report.numbers import Entry, Report
 
-SIDE, LEGEND = 3.4, 1.4  # inches of a panel and of the list of names beside it
+SIDE, LEGEND = 3.4, 1.1  # inches of a panel and of the list of names beside it
 EMPTY = "No finished cell that the paper prints."
 
 
