@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -43,7 +44,7 @@ def figure(config: DictConfig) -> str:
     plans: dict[str, Plan] = {}
     states: dict[Path, State] = {}
     if config.runs is None and config.compute is not False:
-        plans = {each.name: plan_of(each, config) for each in figures}
+        plans = plans_of(figures, config)
         whole = merged(plans.values())
         if config.mode == "run":
             run_plan(whole, config.retry)
@@ -73,7 +74,7 @@ def runs_of(
     config: DictConfig,
     request: Request,
 ) -> Runs | None:
-    """The runs of ``runs=GLOB``, or the finished ones of a plan; ``None`` with ``compute=false``."""
+    """Those of ``runs=GLOB``, or the finished ones of the plan; ``None`` if nothing is computed."""
     if config.compute is False:
         return None
     if plan is None:
@@ -120,6 +121,20 @@ def chosen(config: DictConfig) -> list[Figure]:
         found = [load_figure(name) for name in figure_names()]
         return [each for each in found if each.paper]
     return [load_figure(name) for name in names]
+
+
+def plans_of(figures: Sequence[Figure], config: DictConfig) -> dict[str, Plan]:
+    """The plan of each figure; figures of the same runs share what takes time."""
+    known: dict[str, Plan] = {}
+    plans = {}
+    for each in figures:
+        key = repr((each.runs, each.control))
+        if key in known:
+            table = replace(known[key].table, name=f"figure {each.name}", title=each.title)
+            plans[each.name] = replace(known[key], table=table)
+        else:
+            plans[each.name] = known[key] = plan_of(each, config)
+    return plans
 
 
 def plan_of(figure: Figure, config: DictConfig) -> Plan:

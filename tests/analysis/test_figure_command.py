@@ -147,6 +147,9 @@ def test_a_plan_shares_its_runs_with_the_tables():
     table = {job.directory for _, job in make_plan(column).each()}
     places = {job.directory for _, job in plan.each()}
     assert len(places) == 100 and len(places & table) == 10  # β = 8
+    # One config is composed for all β; a run composes its own.
+    for cell, job in list(plan.each())[::17]:
+        assert Path(compose(list(job.overrides)).run_dir) == job.directory, cell
     for name in ("1", "3", "5"):
         plan = plan_of(load_figure(name), config)
         new = {job.directory for _, job in plan.each()} - table
