@@ -105,3 +105,11 @@ def convert(config: DictConfig) -> None:
     from eakd.detection.convert import convert_checkpoint
 
     convert_checkpoint(config)
+
+
+@command
+def figure(config: DictConfig) -> None:
+    """A figure of the paper, or of any runs: ``figure=3 mode=plan``."""
+    from eakd.analysis.command import figure
+
+    figure(config)

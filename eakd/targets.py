@@ -69,7 +69,7 @@ def target_of(node: object, key: str, kind: type) -> Any:
     name = node.get("_target_")
     target = locate(name, f"{key}._target_")
     if not (isinstance(target, type) and issubclass(target, kind)) and not (
-        inspect.isroutine(target) and _returns(target, kind)
+        inspect.isroutine(target) and returns(target, kind)
     ):
         raise UserError(
             f"{key}._target_: found {shortened(name)}, allowed is a subclass of "
@@ -79,7 +79,7 @@ def target_of(node: object, key: str, kind: type) -> Any:
     return target
 
 
-def _returns(function: Any, kind: type) -> bool:
+def returns(function: Any, kind: type) -> bool:
     """Whether a function's annotation says that it returns a ``kind``."""
     try:
         declared = typing.get_type_hints(function).get("return")

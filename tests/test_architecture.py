@@ -13,7 +13,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 # What commands do.
 DOERS = {
     *("training", "classification", "language", "detection"),
-    *("benchmark", "reproduce", "teachers"),
+    *("benchmark", "reproduce", "teachers", "analysis"),
 }
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
@@ -25,6 +25,7 @@ ALLOWED = {
     "workers": set(),
     "download": {"errors", "files"},
     "weighting": {"errors", "factors"},
+    "plotting": {"errors", "files"},
     "places": {"errors"},
     "config": {"errors", "factors", "places"},
     "targets": {"errors", "config"},
@@ -54,7 +55,7 @@ ALLOWED = {
         *("data", "models", "distillers", "training", "classification"),
     },
     "reproduce": {
-        *("errors", "files", *CONFIG, "command_line"),
+        *("errors", "files", "plotting", *CONFIG, "command_line"),
         *("training", "classification", "benchmark"),  # quickstart is of images
         "language",  # evaluations after training
     },
@@ -62,9 +63,17 @@ ALLOWED = {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),
     },
+    # Looks at what the others leave; nothing but commands imports it.
+    "analysis": {
+        *("errors", "files", "factors", "weighting", "plotting", *CONFIG),
+        *("data", "models", "distillers", "training", "classification", "reproduce"),
+    },
 }
 
-LIGHT = ("eakd", "eakd.config", "eakd.errors", "eakd.commands", "eakd.reproduce.command")
+LIGHT = (
+    *("eakd", "eakd.config", "eakd.errors", "eakd.commands", "eakd.reproduce.command"),
+    *("eakd.plotting", "eakd.analysis.command", "eakd.analysis.draw", "eakd.analysis.segments"),
+)
 
 
 def imports_of(path):

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from eakd.errors import UserError, check_choice, check_number, check_text, shortened
+from eakd.files import write_atomically
+from eakd.plotting import FORMATS, SOFT, WIDTHS, has_matplotlib, image, new_figure, style
 from eakd.reproduce.agreement import environment_warnings
 from eakd.reproduce.escaping import markdown_text, one_line, printable
 from eakd.reproduce.groups import baselines, check_comparable, check_groups, grouped, label
+from eakd.reproduce.palette import looks
 from eakd.training.reading import read_json, read_metrics, read_object, read_summary
 
 # Headings of summaries from before they had any, which are all of image classification.
@@ -320,7 +323,7 @@ def plot_curves(
     """Draw the test metric over epochs: the mean of each method's seeds ± one standard deviation.
 
     The first third of the epochs is left out, and the axis begins at the means of the last third,
-    so that methods can be told apart. A dashed line is the teacher, if all runs have the same.
+    so that methods can be told apart. A dotted line is the teacher, if all runs have the same.
 
     Returns:
         Warnings: runs that are not in the picture because their ``metrics.jsonl`` is damaged.
@@ -328,13 +331,10 @@ def plot_curves(
     Raises:
         UserError: runs with different first metrics, or a kind of file that cannot be drawn.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-
     metric, heading = first_metric(runs)
+    if not has_matplotlib():
+        raise UserError("plot: needs matplotlib: pip install 'eakd[plots]'")
+    check_choice("plot", path.suffix.removeprefix(".") or "png", FORMATS)
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     warnings = []
     for run in runs:
@@ -344,38 +344,50 @@ def plot_curves(
             warnings.append(f"not in {path}: {one_line(error)}")
             continue
         curves[label(run, by)].append({line["epoch"]: line[f"test_{metric}"] for line in lines})
-    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    taught = {run[f"teacher_{metric}"] for run in runs if f"teacher_{metric}" in run}
+    with style():
+        figure = new_figure(WIDTHS["double"], 4.0)
+        draw_curves(figure.add_subplot(), curves, taught)
+        figure.axes[0].set(xlabel="epoch", ylabel=one_line(f"test {heading}"))
+        kind = path.suffix.removeprefix(".") or "png"
+        content = image(figure, kind, dpi=150)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    return warnings
+
+
+def draw_curves(
+    axes: Any, curves: Mapping[str, Sequence[Mapping[int, float]]], taught: set[float]
+) -> None:
+    """Mean over epochs of each group's curves ± one standard deviation, and the teacher.
+
+    Args:
+        axes: of matplotlib.
+        curves: name → ``{epoch: value}`` of each seed.
+        taught: the teachers' values; drawn if there is one.
+    """
+    import numpy as np
+
     shown, starts = [], []
-    for name, values in curves.items():
+    for (name, values), look in zip(curves.items(), looks(list(curves)).values(), strict=True):
         epochs = sorted(set.intersection(*map(set, values)))  # that all seeds were evaluated after
         stacked = np.array([[curve[epoch] for epoch in epochs] for curve in values])
-        text = one_line(name).replace("$", r"\$")  # no formula
         mean = stacked.mean(axis=0)
-        (line,) = axes.plot(epochs, mean, label=f"{text} (n = {len(values)})")
+        axes.plot(
+            epochs, mean, color=look.colour, linestyle="-" if look.filled else "--",
+            label=f"{one_line(name)} (n = {len(values)})",
+        )  # fmt: skip
         if len(values) > 1:
             spread = stacked.std(axis=0, ddof=1)
-            look = {"alpha": 0.15, "color": line.get_color(), "linewidth": 0}
-            axes.fill_between(epochs, mean - spread, mean + spread, **look)
+            how = {"alpha": 0.15, "color": look.colour, "linewidth": 0}
+            axes.fill_between(epochs, mean - spread, mean + spread, **how)
         shown += mean[2 * len(mean) // 3 :].tolist()
         starts += epochs[len(epochs) // 3 :][:1]
-    taught = {run[f"teacher_{metric}"] for run in runs if f"teacher_{metric}" in run}
     if len(taught) == 1:
-        axes.axhline(*taught, color="0.4", linestyle="--", linewidth=1, label="teacher")
+        axes.axhline(*taught, color=SOFT, linestyle=":", label="teacher")
         shown += taught
     if shown:
         axes.set_xlim(left=min(starts))
         margin = 0.05 * (max(shown) - min(shown)) or 1.0
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"test {heading}")
-    axes.grid(alpha=0.3)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(edgecolor="none", framealpha=0.9)
-    kinds = figure.canvas.get_supported_filetypes()
-    try:
-        check_choice("plot", path.suffix.removeprefix(".") or "png", kinds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-    finally:
-        plt.close(figure)
-    return warnings
+    axes.legend(frameon=True, edgecolor="none", framealpha=0.9)

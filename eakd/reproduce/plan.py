@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -111,7 +112,9 @@ class Plan:
     @property
     def students(self) -> list[Job]:
         """Every run once, seed by seed, so that an unfinished table holds whole seeds."""
-        jobs = [by_seed[seed] for seed in self.seeds for by_seed in self.cells.values()]
+        # Plans of several figures may have cells with fewer seeds.
+        cells = self.cells.values()
+        jobs = [by_seed[seed] for seed in self.seeds for by_seed in cells if seed in by_seed]
         return list({job.directory: job for job in jobs}.values())
 
     def each(self) -> Iterator[tuple[Cell, Job]]:
@@ -223,19 +226,36 @@ def _compose(table: Table, common: list[str]) -> Iterator[tuple[Cell, DictConfig
 
     Hydra takes a tenth of a second a config. So one is composed for all cells that differ in their
     pair only, and the networks are exchanged in it, which comes to the same unless a network's own
-    values are overridden.
+    values are overridden; and one for variants that differ in plain values, such as
+    ``distiller.beta=2``.
     """
+    composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def compose_cell(cell: Cell) -> DictConfig:
+        values = [text for text in cell.overrides if re.match(r"[a-z_]+\.[\w.]+=", text)]
+        words = tuple(text for text in cell.overrides if text not in values)
+        if words not in composed:
+            composed[words] = compose([*words, *common])
+        config = composed[words].copy()
+        read_values = {(found := read(text)).key_or_group: found.value() for text in values}
+        known = all(OmegaConf.select(config, key) is not None for key in read_values)
+        if not known:  # Hydra says what is wrong
+            return compose([*cell.overrides, *common])
+        for key, value in read_values.items():
+            OmegaConf.update(config, key, value)
+        return config
+
     alike = defaultdict(list)
     for cell in table.cells:
         if cell.overrides:
             alike[cell.method, cell.variant].append(cell)
     if len(table.pairs) == 1 or any(text.lstrip("+~").startswith(ROLES) for text in common):
         for cell in itertools.chain(*alike.values()):
-            yield cell, compose([*cell.overrides, *common])
+            yield cell, compose_cell(cell)
         return
     networks = {pair: compose(pair_overrides(pair)) for pair in table.pairs}
     for cells in alike.values():
-        first = compose([*cells[0].overrides, *common])
+        first = compose_cell(cells[0])
         for cell in cells:
             config = first.copy()
             for role in ROLES:

@@ -166,13 +166,21 @@ def load_table(name: object) -> dict[str, Any]:
     path = _table_files()[str(name)]
     definition = {"name": path.stem, "title": path.stem, **DEFAULTS, **read_yaml(path)}
     try:
-        _check(definition, path.stem)
+        check_definition(definition, path.stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return definition
 
 
-def _check(definition: Mapping[str, Any], name: str) -> None:
+def check_definition(definition: Mapping[str, Any], name: str) -> None:
+    """Refuse a mapping that `make_table` could not use.
+
+    Args:
+        name: that it must have.
+
+    Raises:
+        UserError: a key with a wrong value, or one missing.
+    """
     for key in definition:
         check_choice("key", key, dict.fromkeys((*TEXTS, *LISTS, *DEFAULTS)))
     for key in TEXTS:

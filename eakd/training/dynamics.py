@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from eakd.training.meters import Meters
+from eakd.training.reading import SEGMENTS
 
-SEGMENTS = 10
 QUANTILES = (5, 25, 50, 75, 95)
 
 

@@ -12,6 +12,7 @@ from eakd.errors import UserError
 
 LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
 METRICS, DYNAMICS = "metrics.jsonl", "dynamics.jsonl"  # a line an epoch
+SEGMENTS = 10  # of a line of dynamics
 SNAPSHOTS = "snapshots"  # a folder of weights
 
 

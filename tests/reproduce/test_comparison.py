@@ -106,9 +106,9 @@ def test_different_first_metrics_are_never_compared(tmp_path):
 def test_curves_have_a_point_for_each_evaluation(tmp_path, monkeypatch):
     drawn = {}
 
-    def plot(axes, epochs, values, label):
+    def plot(axes, epochs, values, label, **look):
         drawn[label] = dict(zip(epochs, values, strict=True))
-        return original(axes, epochs, values, label=label)
+        return original(axes, epochs, values, label=label, **look)
 
     import matplotlib.axes
 

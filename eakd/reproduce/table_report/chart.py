@@ -1,29 +1,25 @@
-"""The paper's numbers against ours as an SVG, written by hand: no dependency, the same bytes."""
+"""The paper's numbers against ours as an SVG; the same report gives the same bytes."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-from eakd.reproduce.escaping import html_text
+from eakd.plotting import INK, LINE, SOFT, image, inline_svg, new_figure, style
+from eakd.reproduce.escaping import html_text, one_line
 from eakd.reproduce.palette import Look, looks
 from eakd.reproduce.table_report.numbers import Entry, Report
 
-SIDE, LEFT, TOP, BOTTOM, LEGEND = 420, 56, 34, 48, 150  # pixels
-
-_STYLE = """
-.chart { color: #1f2328; font: 12px system-ui, sans-serif; }
-.chart text { fill: currentColor; } .chart .grid { stroke: currentColor; opacity: .15; }
-.chart .same { stroke: currentColor; stroke-dasharray: 4 3; opacity: .6; }
-.chart .frame { fill: none; stroke: currentColor; opacity: .4; }
-.chart circle { stroke-width: 1.5; } .chart .spread { stroke-width: 1.5; opacity: .7; }
-@media (prefers-color-scheme: dark) { .chart { color: #e6edf3; } }
-"""
+SIDE, LEGEND = 3.4, 1.1  # inches of a panel and of the list of names beside it
+EMPTY = "No finished cell that the paper prints."
 
 
 def chart(report: Report) -> str:
     """A panel for each metric: paper across, ours up, a dot a cell, bars of one standard deviation.
 
     Teachers are left out: their numbers come from a file, and would squeeze the students'.
+
+    Raises:
+        UserError: matplotlib is missing.
     """
     entries = [
         entry
@@ -32,90 +28,85 @@ def chart(report: Report) -> str:
         and entry.paper.mean is not None
         and report.ours(entry).mean is not None
     ]
-    names = list(dict.fromkeys(_series(report, entry) for entry in entries))
-    paint = {name: _paint(look) for name, look in looks(names).items()}
+    paint = looks(list(dict.fromkeys(_series(report, entry) for entry in entries)))
     panels = [metric for metric in report.table.metrics if any(e.metric == metric for e in entries)]
-    width = LEFT + len(panels) * (SIDE + LEFT) + (LEGEND if panels else SIDE)
-    height = TOP + SIDE + BOTTOM if panels else 2 * TOP
-    title = f"The paper's {html_text(report.table.quantities)} against ours, {report.select} epoch"
-    lines = [
-        f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img" aria-label="{title}">',
-        f"<style>{_STYLE}</style>",
-    ]
-    if not panels:
-        lines.append(f'<text x="{LEFT}" y="{TOP}">No finished cell that the paper prints.</text>')
-    for place, metric in enumerate(panels):
-        shown = [entry for entry in entries if entry.metric == metric]
-        lines += _panel(report, metric, shown, paint, LEFT + place * (SIDE + LEFT))
-    for place, name in enumerate(names):
-        x, y = LEFT + len(panels) * (SIDE + LEFT) - LEFT + 20, TOP + 10 + 20 * place
-        lines.append(f'<circle cx="{x}" cy="{y}" r="5" {paint[name]}/>')
-        lines.append(f'<text x="{x + 12}" y="{y + 4}">{html_text(name)}</text>')
-    return "\n".join([*lines, "</svg>"]) + "\n"
+    with style():
+        figure = new_figure(SIDE * max(1, len(panels)) + LEGEND * bool(panels), SIDE)
+        if not panels:
+            figure.set_size_inches(SIDE, 0.6)
+            figure.text(0.05, 0.5, EMPTY)
+        handles: dict[str, Any] = {}
+        titles: dict[str, str] = {}
+        for place, metric in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), place + 1)
+            shown = [entry for entry in entries if entry.metric == metric]
+            handles |= _panel(axes, report, metric, shown, paint, titles)
+        if handles:
+            names = [name for name in paint if name in handles]
+            figure.legend(
+                [handles[name] for name in names],
+                list(map(one_line, names)),
+                loc="outside right upper",
+            )
+        content = image(figure, "svg")
+    quantities = one_line(report.table.quantities)
+    label = f"The paper's {quantities} against ours, {report.select} epoch"
+    text = inline_svg(content, label).replace("<svg ", '<svg class="chart" ', 1)
+    for key, title in titles.items():  # what the browser shows beside a dot
+        text = text.replace(
+            f'<g id="{key}">', f'<g id="{key}"><title>{html_text(title)}</title>', 1
+        )
+    # Dark pages have light text; a picture on its own is black on white.
+    return text.replace(INK, "currentColor")
 
 
 def _series(report: Report, entry: Entry) -> str:
     return entry.cell.method if len(report.table.methods) > 1 else entry.cell.variant
 
 
-def _paint(look: Look) -> str:
-    """A look as attributes of an element."""
-    return f'stroke="{look.colour}" fill="{look.colour if look.filled else "none"}"'
-
-
 def _panel(
-    report: Report, metric: str, entries: list[Entry], paint: dict[str, str], left: int
-) -> list[str]:
+    axes: Any,
+    report: Report,
+    metric: str,
+    entries: list[Entry],
+    paint: dict[str, Look],
+    titles: dict[str, str],
+) -> dict[str, Any]:
+    """Draw one; add ``{id in the SVG: text}`` of each dot to ``titles``.
+
+    Returns:
+        Name → what a legend shows for it.
+    """
     ends = [entry.paper.mean for entry in entries]
     for score in map(report.ours, entries):
         ends += [score.mean - (score.std or 0), score.mean + (score.std or 0)]
+    margin = 0.05 * (max(ends) - min(ends)) or 0.5
     # Both axes share the range, so that the diagonal is where ours equals the paper's.
-    step = _step(max(ends) - min(ends))
-    low, high = step * math.floor(min(ends) / step), step * math.ceil(max(ends) / step)
-    high = high if high > low else low + step
-    bottom = TOP + SIDE
-
-    def across(value: float) -> float:
-        return left + SIDE * (value - low) / (high - low)
-
-    def up(value: float) -> float:
-        return bottom - SIDE * (value - low) / (high - low)
-
-    lines = [f'<rect class="frame" x="{left}" y="{TOP}" width="{SIDE}" height="{SIDE}"/>']
-    for number in range(round((high - low) / step) + 1):
-        value = low + number * step
-        x, y = f"{across(value):.1f}", f"{up(value):.1f}"
-        lines += [
-            f'<path class="grid" d="M{x} {TOP}V{bottom}M{left} {y}H{left + SIDE}"/>',
-            f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>',
-            f'<text x="{left - 6}" y="{y}" dy="4" text-anchor="end">{value:g}</text>',
-        ]
-    middle, shown = left + SIDE // 2, html_text(f"{metric} {report.table.unit}".rstrip())
-    lines += [
-        f'<path class="same" d="M{left} {bottom}L{left + SIDE} {TOP}"/>',
-        f'<text x="{middle}" y="{bottom + 38}" text-anchor="middle">paper, {shown}</text>',
-        f'<text x="{left}" y="{TOP - 12}">ours, {shown}, {report.select} epoch; '
-        "dashed: equal</text>",
-    ]
+    low, high = min(ends) - margin, max(ends) + margin
+    shown = one_line(f"{metric} {report.table.unit}".rstrip())
+    axes.set(
+        xlim=(low, high), ylim=(low, high), aspect="equal", xlabel=f"paper, {shown}",
+        ylabel=f"ours, {shown}, {report.select} epoch", facecolor="none", title="dashed: equal",
+    )  # fmt: skip
+    axes.figure.set_facecolor("none")
+    axes.grid(color=LINE, alpha=0.6)
+    axes.plot([low, high], [low, high], color=SOFT, linestyle="--", linewidth=0.8)
+    handles = {}
     for entry in entries:
-        score, look = report.ours(entry), paint[_series(report, entry)]
-        x, y = across(entry.paper.mean), up(score.mean)
+        score, name = report.ours(entry), _series(report, entry)
+        look, key = paint[name], f"cell-{len(titles)}"
         spread = "" if score.std is None else f" ± {score.std:.2f}"
-        lines.append(
-            f"<g><title>{html_text(entry.cell.label)}: paper {entry.paper.mean:.2f}, "
-            f"ours {score.mean:.2f}{spread} ({score.seeds})</title>"
+        titles[key] = (
+            f"{entry.cell.label}: paper {entry.paper.mean:.2f}, ours {score.mean:.2f}{spread} "
+            f"({score.seeds})"
         )
         if score.std:
-            ends = f"M{x:.1f} {up(score.mean - score.std):.1f}V{up(score.mean + score.std):.1f}"
-            lines.append(f'<path class="spread" d="{ends}" {look}/>')
-        lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {look}/></g>')
-    return lines
-
-
-def _step(span: float) -> float:
-    """A round distance between ticks, of which at most ten fit into ``span``."""
-    return next(
-        (step for step in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if span <= 10 * step),
-        10.0,
-    )
+            ends = [score.mean - score.std, score.mean + score.std]
+            axes.plot([entry.paper.mean] * 2, ends, color=look.colour, alpha=0.7,
+                      gid=f"spread-{len(titles)}")  # fmt: skip
+        (dot,) = axes.plot(
+            [entry.paper.mean], [score.mean], "o", color=look.colour, markersize=5, gid=key,
+            markerfacecolor=look.colour if look.filled else "none",
+        )  # fmt: skip
+        handles.setdefault(name, dot)
+    return handles

@@ -18,7 +18,7 @@ from eakd.reproduce.table_report.layout import (
 )
 from eakd.reproduce.table_report.numbers import Report
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0;
   --page: #ffffff; --tint: #f6f8fa; --link: #0969da; --warn: #9a6700; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d;
@@ -30,7 +30,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2r
 p, ul { max-width: 48rem; } li, p { overflow-wrap: anywhere; } a { color: var(--link); }
 ul { padding-left: 1.25rem; } .notes { color: var(--warn); }
 .scroll { overflow-x: auto; } figure { margin: 1.5rem 0; }
-svg { max-width: 100%; height: auto; }
+svg { max-width: 100%; height: auto; } .chart { font-family: system-ui, sans-serif; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
 th, td { padding: .25rem .6rem; text-align: left; vertical-align: top; white-space: nowrap; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
@@ -54,7 +54,7 @@ def html_page(report: Report, chart: str) -> str:
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>",
+        f"<title>{title}</title><style>{STYLE}</style></head><body><main>",
         f"<h1>{title}</h1>",
         _html_list("about", about),
         f"<p>{html_text(describe(report))}</p>",
