@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -52,6 +52,11 @@ class Answers:
     def correct(self) -> np.ndarray:
         """``(N,)`` bool."""
         return self.predictions == self.labels
+
+    def only(self, members: np.ndarray) -> Answers:
+        """The answers for some of the images."""
+        rows = ("logits", "pooled", "labels", "index")
+        return replace(self, **{name: getattr(self, name)[members] for name in rows})
 
     def entropy(self, temperature: float) -> np.ndarray:
         """``(N,)`` in nats at τ′."""

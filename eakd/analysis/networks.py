@@ -83,6 +83,10 @@ class Networks:
             )
         return self._pipelines[key]
 
+    def has_split(self, run: Run, split: str) -> bool:
+        """Whether a run's data has it; not every run sets a ``val`` aside."""
+        return split != "val" or bool(run_config(run).data.val_fraction)
+
     def student(self, run: Run, epoch: int | None = None) -> nn.Module:
         """The student after ``epoch``, by default the last, in eval mode on the device.
 
