@@ -1,28 +1,11 @@
-"""Means over seeds, and which methods a figure compares."""
+"""Which methods a figure tests against which."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from eakd.config import EA, base_method
 from eakd.reproduce.comparison import Difference, paired_difference
-
-
-def mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Mean and 95 % interval (Student's t) over the first axis, ``(seeds, …) -> (…)``.
-
-    The interval is ``None`` of a single seed.
-    """
-    from scipy import stats
-
-    mean, count = values.mean(axis=0), len(values)
-    if count < 2:
-        return mean, None, None
-    half = stats.t.ppf(0.975, count - 1) * values.std(axis=0, ddof=1) / math.sqrt(count)
-    return mean, mean - half, mean + half
 
 
 def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -39,19 +22,16 @@ def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values after Holm's correction over all of them, in their order; NaN stays NaN."""
-    known = [place for place, p in enumerate(values) if not math.isnan(p)]
-    corrected, largest = list(values), 0.0
-    for rank, place in enumerate(sorted(known, key=lambda place: values[place])):
-        largest = max(largest, min(1.0, (len(known) - rank) * values[place]))
-        corrected[place] = largest
-    return corrected
+def differences(values: Mapping[str, Mapping[int, float]], key: str) -> dict[str, Difference]:
+    """``KEY.ea_kd-kd`` → the paired difference of ``{method: {seed: value}}``, seed by seed.
 
-
-def paired(values: Mapping[str, Mapping[int, float]], name: str, other: str) -> Difference | None:
-    """``name`` minus ``other`` of ``{method: {seed: value}}``; ``None`` below two shared seeds."""
-    return paired_difference(dict(values[name]), dict(values[other]))
+    Only of pairs that share two seeds or more.
+    """
+    found = {
+        f"{key}.{name}-{other}": paired_difference(dict(values[name]), dict(values[other]))
+        for name, other in comparisons([*values])
+    }
+    return {key: difference for key, difference in found.items() if difference is not None}
 
 
 def seeds_text(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 
 from eakd.analysis.answers import SEGMENTS, Answers, sample_weights, segments, top_share
 from eakd.analysis.cache import digest, read_arrays, write_arrays
-from eakd.analysis.comparing import comparisons, holm, paired, seeds_text
+from eakd.analysis.comparing import differences, seeds_text
 from eakd.analysis.networks import Networks, epochs_of, first_with_teacher
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
+from eakd.analysis.seeds import corrected
 from eakd.analysis.separation import (
     ITERATIONS,
     calinski_harabasz,
@@ -87,13 +89,13 @@ def embedding(
     Raises:
         UserError: a wrong setting, or no network that can be opened.
     """
-    check_choice("embedding.networks", networks, ("teacher", "students", "all"))
-    check_choice("embedding.highlight", highlight, ("auto", *SYMBOLS))
-    check_number("embedding.share", share, above=0, at_most=1)
+    check_choice("networks", networks, ("teacher", "students", "all"))
+    check_choice("highlight", highlight, ("auto", *SYMBOLS))
+    check_number("share", share, above=0, at_most=1)
     opened = Networks(output_root, device, precision)
     teacher = opened.teacher_answers(first_with_teacher(runs), split)
-    check_number("embedding.draws", draws, at_least=0, integer=True)
-    check_numbers("embedding.perplexities", perplexities, above=0)
+    check_number("draws", draws, at_least=0, integer=True)
+    check_numbers("perplexities", perplexities, above=0)
     shown = list(_shown(runs, opened, teacher, networks, snapshots, highlight, split))
     if not shown:
         raise UserError(opened.notes[0])
@@ -117,6 +119,8 @@ def embedding(
                 f"ch.{each.name}.low": min(every),
                 f"ch.{each.name}.high": max(every),
             }
+    for name, kept in _overlaps(shown, share).items():
+        numbers |= {f"overlap.{name}.{place}": value for place, value in enumerate(kept, 1)}
     separation, tests = _feature_indices(runs, opened, split) if networks != "teacher" else ({}, {})
     if networks != "students":
         separation[TEACHER] = {0: calinski_harabasz(teacher.pooled, teacher.labels)}
@@ -157,14 +161,14 @@ def choose_classes(
     """
     every = len(answers.classes)
     if isinstance(classes, str):
-        check_choice("embedding.classes", classes, ("first", "random", "all"))
-        count = check_number("embedding.class_count", count, at_least=2, integer=True)
+        check_choice("classes", classes, ("first", "random", "all"))
+        count = check_number("class_count", count, at_least=2, integer=True)
         if classes == "random":
             drawn = np.random.default_rng(seed).permutation(every)[:count]
             return np.sort(drawn)
         return np.arange(every if classes == "all" else min(count, every))
     bounds = {"at_least": 0, "at_most": every - 1, "integer": True}
-    chosen = np.unique(check_numbers("embedding.classes", classes, **bounds)).astype(int)
+    chosen = np.unique(check_numbers("classes", classes, **bounds)).astype(int)
     check_classes(chosen)
     return chosen
 
@@ -281,10 +285,18 @@ def _feature_indices(
         if answers is not None:
             index = calinski_harabasz(answers.pooled, answers.labels)
             found.setdefault(run.method, {})[run.seed] = index
-    pairs = comparisons(list(found))
-    differences = {f"feature_ch.{a}-{b}": paired(found, a, b) for a, b in pairs}
-    known = {key: each.p for key, each in differences.items() if each is not None}
-    return found, dict(zip(known, holm([*known.values()]), strict=True))
+    return found, corrected(differences(found, "feature_ch"))
+
+
+def _overlaps(shown: Sequence[Shown], share: float) -> dict[str, list[float]]:
+    """Percent of a network's highest samples that are still so at its next epoch."""
+    found: dict[str, list[float]] = {}
+    for one, other in pairwise(shown):
+        if one.name == other.name:
+            tops = [set(top_share(each.ranking, share).tolist()) for each in (one, other)]
+            kept = 100 * len(tops[0] & tops[1]) / len(tops[0])
+            found.setdefault(one.name, []).append(kept)
+    return found
 
 
 def _cloud(

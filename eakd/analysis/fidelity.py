@@ -10,12 +10,14 @@ from scipy.special import log_softmax
 from eakd.analysis.answers import SEGMENTS, Answers, segments
 from eakd.analysis.calibration import calibrated, expected_calibration_error, fit_temperature
 from eakd.analysis.calibration import reliability as reliability_of
-from eakd.analysis.comparing import comparisons, holm, mean_interval, paired, seeds_text
+from eakd.analysis.comparing import differences, seeds_text
 from eakd.analysis.networks import Networks, first_with_teacher
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
+from eakd.analysis.seeds import corrected, over_seeds
 from eakd.data.split import stratified
 from eakd.errors import UserError, check_numbers
+from eakd.reproduce.comparison import Difference
 
 X = np.arange(1, SEGMENTS + 1, dtype=float)
 BINS = (15, 10)
@@ -56,7 +58,7 @@ def fidelity(
     first = first_with_teacher(runs)
     panels: dict[str, Panel] = {}
     numbers: dict[str, float] = {}
-    tests: dict[str, float] = {}
+    tests: dict[str, Difference] = {}
     for split in splits:
         teacher = networks.teacher_answers(first, split)
         parts = segments(teacher.entropy(first.entropy_temperature))
@@ -75,19 +77,19 @@ def fidelity(
         for quantity, (label, of) in quantities.items():
             values = {n: {s: of(a) for s, a in seeds.items()} for n, seeds in students.items()}
             series = tuple(
-                Series(name, X, *mean_interval(np.array([_by(v, parts) for v in seeds.values()])))
+                over_seeds(name, X, {seed: _by(v, parts) for seed, v in seeds.items()})
                 for name, seeds in values.items()
             )
             by = "tenth of the samples by teacher entropy"
             panels[f"{quantity}.{split}"] = Panel(title=split, x=by, y=label, series=series)
             means = {n: {s: float(v.mean()) for s, v in x.items()} for n, x in values.items()}
             numbers |= {f"{quantity}.{split}.{n}": _mean(x) for n, x in means.items()}
-            tests |= _tests(means, f"{quantity}.{split}")
+            tests |= differences(means, f"{quantity}.{split}")
     return Result(
         panels=panels,
         columns=1 + len(temperatures),
         numbers=numbers,
-        tests=dict(zip(tests, holm([*tests.values()]), strict=True)),
+        tests=corrected(tests),
         shows="Mean agreement with the teacher: "
         + ", ".join(
             f"{key.removeprefix('agreement.')} {value:.1f} %"
@@ -172,10 +174,10 @@ def calibration(
             series[when].append(Series(name, x[share], y[share], style=style))
     for key, values in errors.items():
         numbers |= {f"{key}.{name}": _mean(x) for name, x in values.items()}
-    tests: dict[str, float] = {}
+    tests: dict[str, Difference] = {}
     for when in ("before", "after"):
         key = f"ece{bins[0]}.{when}"
-        tests |= _tests({n: x for n, x in errors[key].items() if n != "teacher"}, key)
+        tests |= differences({n: x for n, x in errors[key].items() if n != "teacher"}, key)
     main = f"ece{bins[0]}"
     texts = [
         f"{name} {numbers[f'{main}.before.{name}']:.3f} → {numbers[f'{main}.after.{name}']:.3f} "
@@ -197,7 +199,7 @@ def calibration(
         },
         columns=2,
         numbers=numbers,
-        tests=dict(zip(tests, holm([*tests.values()]), strict=True)),
+        tests=corrected(tests),
         shows=f"Calibration error with {bins[0]} bins, before and after: {', '.join(texts)}.",
         not_shows="It does not show how well single classes are calibrated; the error depends on "
         f"the number of bins ({' and '.join(map(str, bins))} are in the numbers).",
@@ -228,11 +230,6 @@ def _by(values: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
 
 def _mean(values: Mapping[int, float]) -> float:
     return float(np.mean([*values.values()]))
-
-
-def _tests(values: Mapping[str, Mapping[int, float]], key: str) -> dict[str, float]:
-    pairs = {(a, b): paired(values, a, b) for a, b in comparisons([*values])}
-    return {f"{key}.{a}-{b}": found.p for (a, b), found in pairs.items() if found is not None}
 
 
 def _counts(students: Mapping[str, Mapping[int, Answers]]) -> str:

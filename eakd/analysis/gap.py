@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from eakd.analysis.answers import SEGMENTS, Answers, segments
-from eakd.analysis.comparing import comparisons, holm, mean_interval, paired
+from eakd.analysis.comparing import differences
 from eakd.analysis.networks import Networks, first_with_teacher
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Runs
+from eakd.analysis.seeds import corrected, over_seeds
 from eakd.errors import UserError, check_choice, check_number
 
 X = np.arange(1, SEGMENTS + 1, dtype=float)
@@ -69,22 +70,19 @@ def gap(
         for name in names:
             mean = np.mean([*main[value][name].values()], axis=0)
             numbers |= {f"{value}.{name}.{part + 1}": float(x) for part, x in enumerate(mean)}
-    for name, other in comparisons(names):
-        differences = [
-            paired({n: _part(main["gap"][n], part) for n in (name, other)}, name, other)
-            for part in range(SEGMENTS)
-        ]
-        if any(each is None for each in differences):
-            continue
-        key = f"gap_difference.{name}-{other}"
-        corrected = holm([each.p for each in differences])
-        for part, (difference, p) in enumerate(zip(differences, corrected, strict=True), 1):
+    by_part = [
+        differences({n: _part(main["gap"][n], part) for n in names}, "gap_difference")
+        for part in range(SEGMENTS)
+    ]
+    for key in by_part[0]:
+        for part, found_here in enumerate(by_part, 1):
+            difference = found_here[key]
             numbers |= {
                 f"{key}.{part}": difference.mean,
                 f"{key}.{part}.low": difference.low,
                 f"{key}.{part}.high": difference.high,
             }
-            tests[f"{key}.{part}"] = p
+        tests |= corrected({f"{key}.{part}": each[key] for part, each in enumerate(by_part, 1)})
     return Result(
         panels=panels,
         columns=2,
@@ -131,10 +129,7 @@ def _measure(
 
 
 def _panel(values: Mapping[str, Any], value: str, label: str, by: str) -> Panel:
-    series = [
-        Series(name, X, *mean_interval(np.array([*seeds.values()])))
-        for name, seeds in values[value].items()
-    ]
+    series = [over_seeds(name, X, seeds) for name, seeds in values[value].items()]
     if value == "accuracy":
         every = [x for seeds in values["teacher"].values() for x in seeds.values()]
         series.append(Series("teacher", X, np.mean(every, axis=0), style="reference"))

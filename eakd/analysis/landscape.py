@@ -12,12 +12,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from eakd.analysis.cache import Arrays, remembered
-from eakd.analysis.comparing import comparisons, holm, paired, seeds_text
+from eakd.analysis.comparing import comparisons, differences, seeds_text
 from eakd.analysis.directions import Plane, direction, fold
 from eakd.analysis.measures import measure
 from eakd.analysis.networks import Networks, epochs_of, student_file, teacher_file
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
+from eakd.analysis.seeds import corrected
 from eakd.analysis.surface import Loss, cross_entropy, grid, place, surface
 from eakd.errors import UserError, check_choice, check_number, check_numbers
 
@@ -40,10 +41,10 @@ class Settings:
         points = self.points
         whole = isinstance(points, int) and not isinstance(points, bool)
         if not whole or points < 3 or points % 2 == 0:  # even: the centre would be missing
-            raise UserError(f"landscape.points: found {points}, allowed is an odd integer >= 3")
-        check_number("landscape.range", self.reach, above=0)
-        check_number("landscape.images", self.images, at_least=1, integer=True)
-        check_choice("landscape.split", self.split, ("test", "train", "val"))
+            raise UserError(f"points: found {points}, allowed is an odd integer >= 3")
+        check_number("range", self.reach, above=0)
+        check_number("images", self.images, at_least=1, integer=True)
+        check_choice("split", self.split, ("test", "train", "val"))
 
 
 def landscape(
@@ -79,14 +80,12 @@ def landscape(
         UserError: a wrong setting, or no network that can be opened.
     """
     settings = Settings(points, range, images, split)
-    seeds_of_directions = check_numbers(
-        "landscape.directions", directions, at_least=0, integer=True
-    )
+    seeds_of_directions = check_numbers("directions", directions, at_least=0, integer=True)
     if not seeds_of_directions:
-        raise UserError("landscape.directions: found none, allowed is a list of seeds")
-    check_number("landscape.area", area, above=0)
+        raise UserError("directions: found none, allowed is a list of seeds")
+    check_number("area", area, above=0)
     if seeds is not None:
-        seeds = check_number("landscape.seeds", seeds, at_least=1, integer=True)
+        seeds = check_number("seeds", seeds, at_least=1, integer=True)
     networks = Networks(output_root, device, precision)
     surfaces = Surfaces(networks, settings)
     wanted = [
@@ -198,7 +197,7 @@ class Surfaces:
     def _images(self, run: Run) -> tuple[list[Tensor], list[Tensor]]:
         data = self.networks.data(run)
         if id(data) not in self._placed:
-            check_choice("landscape.split", self.settings.split, data.splits)
+            check_choice("split", self.settings.split, data.splits)
             placed = place(data, self.settings.split, self.settings.images, self.networks.compute)
             self._placed[id(data)] = placed
         return self._placed[id(data)]
@@ -220,16 +219,18 @@ def summarise(
     """Means and ranges over seeds and draws, and how often one method's surface is smoother.
 
     Returns:
-        ``variance.kd.epoch40`` (mean; also ``.low`` and ``.high``), ``variance.kd`` for the last
-        epoch, ``smaller.variance.ea_kd-kd`` of ``pairs.ea_kd-kd`` seeds and draws; and p of the
+        ``variance.kd.epoch40`` (mean; also ``.low`` and ``.high``), which is also
+        ``variance.kd.snapshot1``, ``variance.kd`` for the last epoch, ``smaller.variance.ea_kd-kd`` of ``pairs.ea_kd-kd`` seeds and draws; and p of the
         paired test over seeds of the log variance, averaged over draws.
     """
     numbers: dict[str, float] = {}
+    epochs = sorted({epoch for _, epoch, *_ in measures if epoch is not None})
     names = list(dict.fromkeys(name for name, *_ in measures))
     for name, epoch in dict.fromkeys(key[:2] for key in measures):
         own = [m for key, m in measures.items() if key[:2] == (name, epoch)]
-        places = [f"{name}.epoch{epoch}"] if epoch is not None else []
-        places += [name] if epoch in (None, last) else []
+        places = [name] if epoch in (None, last) else []
+        if epoch is not None:  # by both, as the epochs of a shorter run have other numbers
+            places += [f"{name}.epoch{epoch}", f"{name}.snapshot{epochs.index(epoch) + 1}"]
         for quantity in own[0]:
             values = np.array([each[quantity] for each in own])
             known = values[np.isfinite(values)]
@@ -240,7 +241,6 @@ def summarise(
                     float(known.min()),
                     float(known.max()),
                 )
-    tests: dict[str, float] = {}
     for name, other in comparisons([name for name in names if name != TEACHER]):
         twins = {key: (other, *key[1:]) for key in measures if key[:2] == (name, last)}
         shared = [(measures[a], measures[b]) for a, b in twins.items() if b in measures]
@@ -250,14 +250,8 @@ def summarise(
         for quantity in ("variance", "log_variance"):
             count = sum(a[quantity] < b[quantity] for a, b in shared)
             numbers[f"smaller.{quantity}.{name}-{other}"] = count
-        difference = paired(
-            {each: _log_variance_by_seed(measures, each, last) for each in (name, other)},
-            name,
-            other,
-        )
-        if difference is not None and not math.isnan(difference.p):
-            tests[f"variance.{name}-{other}"] = difference.p
-    return numbers, dict(zip(tests, holm([*tests.values()]), strict=True))
+    by_seed = {n: _log_variance_by_seed(measures, n, last) for n in names if n != TEACHER}
+    return numbers, corrected(differences(by_seed, "variance"))
 
 
 def _log_variance_by_seed(

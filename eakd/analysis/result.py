@@ -18,9 +18,12 @@ class Series:
         x, y: ``(n,)``.
         low, high: ``(n,)``, a band or error bars around ``y``; ``None`` without.
         label: what the legend says instead of ``name``.
-        style: ``line``, ``points``, ``bars``, ``steps``, ``reference`` (grey, labelled directly) or
-            ``rings`` (hollow markers over others).
+        style: ``line``, ``points``, ``bars``, ``steps``, ``reference`` (grey, labelled directly),
+            ``rings`` (hollow markers over others) or ``arrow`` (from the first point to the last).
         color: ``(n,)`` numbers for a colour map instead of one colour; ``None`` mostly.
+        low2, high2: a second, narrower band inside the first; ``None`` mostly.
+        texts: one beside each point; empty mostly.
+        by_seed: ``{seed: (n,)}``, what ``y`` is the mean of, for ``data.csv``; not drawn.
     """
 
     name: str
@@ -31,6 +34,10 @@ class Series:
     label: str | None = None
     style: str = "line"
     color: np.ndarray | None = None
+    low2: np.ndarray | None = None
+    high2: np.ndarray | None = None
+    texts: tuple[str, ...] = ()
+    by_seed: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Panel:
         log: which axes are logarithmic: ``""``, ``x``, ``y`` or ``xy``.
         x_ticks: ``{position: text}`` where numbers would not say it.
         equal: one unit is equally long on both axes.
+        x_limits, y_limits: of the axes; ``None`` for what the data says.
     """
 
     title: str = ""
@@ -62,6 +70,8 @@ class Panel:
     log: str = ""
     x_ticks: Mapping[float, str] = field(default_factory=dict)
     equal: bool = False
+    x_limits: tuple[float, float] | None = None
+    y_limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,8 @@ def glob_runs(pattern: str, by: Sequence[str] = (), order: Sequence[str] = ()) -
             than that; runs of several pairs.
     """
     check_text("runs", pattern)
-    found, _ = find_runs(Path(name) for name in glob.glob(pattern, recursive=True))
+    places = map(Path, glob.glob(pattern, recursive=True))
+    found, _ = find_runs(place for place in places if place.is_dir())
     if not found:
         raise UserError(f"runs: found no finished run in {pattern!r}, allowed is a glob of runs")
 

@@ -25,12 +25,10 @@ def choose_library(library: str, samples: int) -> str:
     Raises:
         UserError: another name, or a library that is not installed.
     """
-    check_choice("embedding.library", library, ("auto", *LIBRARIES))
+    check_choice("library", library, ("auto", *LIBRARIES))
     there = importlib.util.find_spec("openTSNE") is not None
     if library == "opentsne" and not there:
-        raise UserError(
-            "embedding.library: found no openTSNE: pip install 'eakd[tsne]', or sklearn"
-        )
+        raise UserError("library: found no openTSNE: pip install 'eakd[tsne]', or sklearn")
     if library == "auto":
         return "opentsne" if there and samples >= MANY else "sklearn"
     return library
@@ -45,10 +43,10 @@ def check_perplexity(perplexity: object, samples: int) -> float:
     """Raise `UserError` unless each sample has three times that many others, as t-SNE needs."""
     most = samples // 3
     try:
-        return float(check_number("embedding.perplexity", perplexity, above=0, at_most=most))
+        return float(check_number("perplexity", perplexity, above=0, at_most=most))
     except UserError:
         raise UserError(
-            f"embedding.perplexity: found {perplexity}, allowed is above 0 and at most {most} "
+            f"perplexity: found {perplexity}, allowed is above 0 and at most {most} "
             f"(a third of {samples} samples)"
         ) from None
 
@@ -123,8 +121,7 @@ def check_classes(labels: np.ndarray) -> None:
     count = len(np.unique(labels))
     if count < 2:
         raise UserError(
-            f"embedding.classes: found {count} class, allowed are at least 2: the CH index "
-            "compares classes"
+            f"classes: found {count} class, allowed are at least 2: the CH index compares classes"
         )
 
 
