@@ -220,8 +220,9 @@ def summarise(
 
     Returns:
         ``variance.kd.epoch40`` (mean; also ``.low`` and ``.high``), which is also
-        ``variance.kd.snapshot1``, ``variance.kd`` for the last epoch, ``smaller.variance.ea_kd-kd`` of ``pairs.ea_kd-kd`` seeds and draws; and p of the
-        paired test over seeds of the log variance, averaged over draws.
+        ``variance.kd.snapshot1``, and ``variance.kd`` of the last epoch;
+        ``smaller.variance.ea_kd-kd``, in how many of ``pairs.ea_kd-kd`` seeds and draws; and p of
+        the paired test over seeds of the log variance, averaged over draws.
     """
     numbers: dict[str, float] = {}
     epochs = sorted({epoch for _, epoch, *_ in measures if epoch is not None})

@@ -172,7 +172,8 @@ def weights(
         numbers=numbers,
         shows=(
             f"Of all weight at epoch {last}, class {teacher.classes[most]} has "
-            f"{means[last][most]:.2f} % and class {teacher.classes[least]} {means[last][least]:.2f} %; the weight has mean "
+            f"{means[last][most]:.2f} % and class {teacher.classes[least]} "
+            f"{means[last][least]:.2f} %; the weight has mean "
             f"{numbers[f'weight.mean.epoch{last}']:.2f} and standard deviation "
             f"{numbers[f'weight.std.epoch{last}']:.2f} ({seeds_text(len(found[last]))})."
         ),
