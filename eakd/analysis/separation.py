@@ -16,6 +16,7 @@ from eakd.errors import UserError, check_choice, check_number
 
 LIBRARIES = {"sklearn": "scikit-learn", "opentsne": "openTSNE"}
 ITERATIONS = 1000
+WORTH_PROCESSES = 3000  # points of all jobs together
 MANY = 5000  # points from which openTSNE, whose time grows linearly, is worth its import
 
 
@@ -45,8 +46,9 @@ def check_perplexity(perplexity: object, samples: int) -> float:
     try:
         return float(check_number("perplexity", perplexity, above=0, at_most=most))
     except UserError:
+        shown = f"{perplexity:g}" if isinstance(perplexity, float) else perplexity
         raise UserError(
-            f"perplexity: found {perplexity}, allowed is above 0 and at most {most} "
+            f"perplexity: found {shown}, allowed is above 0 and at most {most} "
             f"(a third of {samples} samples)"
         ) from None
 
@@ -93,9 +95,9 @@ def embed(features: np.ndarray, perplexity: float, library: str = "sklearn") -> 
 
 
 def embed_all(jobs: Sequence[tuple[np.ndarray, float, str]]) -> list[np.ndarray]:
-    """`embed` each of the arguments, on all cores."""
+    """`embed` each of the arguments, on all cores where that is worth their start."""
     cores = min(len(jobs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if cores < 2:
+    if cores < 2 or sum(len(features) for features, *_ in jobs) < WORTH_PROCESSES:
         return [embed(*job) for job in jobs]
     from joblib import Parallel, delayed
 
