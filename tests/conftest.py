@@ -86,3 +86,17 @@ def own_configs(tmp_path, monkeypatch):
 
     yield offer
     GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_with_teacher, tmp_path_factory):
+    """The folder of finished tiny runs: kd, ea_kd and kd+matched, two seeds each."""
+    from eakd.composing import compose
+    from eakd.training.run import run
+
+    root = tmp_path_factory.mktemp("trained")
+    for method in (["distiller=kd"], ["distiller=ea_kd"], ["distiller=kd", "weighting=matched"]):
+        for seed in (0, 1):
+            overrides = [*tiny_with_teacher, *method, f"seed={seed}", f"output_root={root}"]
+            run(compose(overrides))
+    return root

@@ -57,8 +57,13 @@ class Recording:
                     f"record.snapshots: found {value}, allowed is at most {epochs}, the epochs of "
                     "the run"
                 )
-        found = {max(1, round(v * epochs)) if v < 1 else int(v) for v in self.snapshots}
+        found = {epoch_at(value, epochs) for value in self.snapshots}
         return {epoch for epoch in found if epoch < epochs}
+
+
+def epoch_at(value: float, epochs: int) -> int:
+    """The epoch that ``value`` means in a run of ``epochs``: below 1 a fraction of it, rounded."""
+    return max(1, round(value * epochs)) if value < 1 else int(value)
 
 
 class Recorder:
