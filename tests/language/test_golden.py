@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from language.stubs import Said, batch_of
 
 from eakd.distillers.base import Progress
 from eakd.language.distillers import LEVELS, SequenceKD
 from eakd.language.loss import DIVERGENCES
 from eakd.weighting import Weighting
+from language.stubs import Said, batch_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
