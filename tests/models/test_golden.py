@@ -68,4 +68,4 @@ def test_state_dict_and_counts_equal_the_zoos(case: str) -> None:
     state = [[key, list(value.shape)] for key, value in model.state_dict().items()]
     assert state == wanted["state_dict"]  # in this order
     assert count_parameters(model) == wanted["params"]
-    assert count_macs(model, size) == wanted["macs"]
+    assert count_macs(model.to_empty(device="cpu"), size) == wanted["macs"]

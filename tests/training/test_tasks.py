@@ -46,7 +46,7 @@ def start(words, *, count=1):
 
 def train(words, **settings):
     process = start(words, **settings)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
