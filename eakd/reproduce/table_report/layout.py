@@ -155,7 +155,8 @@ def _title(report: Report, which: str) -> str:
         for axis, names in values.items()
         if axis not in (*down, report.table.columns) and names[0]
     ]
-    return f"{which.capitalize()} epoch: {', '.join(fixed)}"
+    # Nothing is fixed where all axes have several values, such as metrics of several pairs.
+    return ": ".join(filter(None, [f"{which.capitalize()} epoch", ", ".join(fixed)]))
 
 
 def _our_score(report: Report, entry: Entry, which: str) -> Text:
