@@ -40,3 +40,32 @@ def test_published_settings_are_dskds():
     }  # fmt: skip
     assert {key: recipe[key] for key in expected} == expected
     assert list(recipe.betas) == [0.9, 0.999]
+
+
+def test_sizes_that_models_state():
+    """Millions of parameters, of the published models without their weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from eakd.language.models import load_tokenizer, tiny_gpt
+    from eakd.language.source import HERE
+
+    shapes = {"gpt2": (12, 768), "gpt2_medium": (24, 1024), "gpt2_large": (36, 1280)}
+    shapes["gpt2_xl"] = (48, 1600)
+    tokenizer = load_tokenizer(HERE / "python_docs.tokenizer.json")
+    for name in (*shapes, "tiny_gpt_s", "tiny_gpt_t"):
+        node = compose([f"student={name}", "data=python_docs"]).student
+        with torch.device("meta"):
+            if name in shapes:
+                layers, width = shapes[name]
+                model = GPT2LMHeadModel(
+                    GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
+                )
+            else:
+                sizes = {k: v for k, v in node.items() if k not in ("name", "_target_")}
+                sizes = {k: v for k, v in sizes.items() if k not in ("checkpoint", "table")}
+                model = tiny_gpt(tokenizer=tokenizer, **sizes)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        text = (ROOT / "configs" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
+        stated = float(re.search(r"([\d.,]+) M parameters", text)[1].replace(",", ""))
+        assert stated == pytest.approx(millions, abs=0.5 if millions > 10 else 0.005)
