@@ -38,7 +38,10 @@ ALLOWED = {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training"),
     },
-    "language": {"errors", "files", "weighting", *CONFIG, "distillers", "training"},
+    "language": {
+        *("errors", "files", "factors", "weighting", *CONFIG),
+        *("data", "distillers", "training"),  # of data, only the streams of random numbers
+    },
     "benchmark": {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training", "classification"),

@@ -21,9 +21,11 @@ def test_every_model_is_teacher_and_student(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_its_ea_form(name):
-    plain, ea = compose([f"distiller={name}"]), compose([f"distiller=ea_{name}"])
-    assert (method_label(plain), plain.weighting.kind) == (name, "uniform")
-    assert (method_label(ea), ea.weighting.kind) == (f"ea_{name}", "ea")
+    domain, slash, stem = name.rpartition("/")  # language/kd has the form language/ea_kd
+    chosen = f"{domain}{slash}ea_{stem}"
+    plain, ea = compose([f"distiller={name}"]), compose([f"distiller={chosen}"])
+    assert (method_label(plain), plain.weighting.kind) == (stem, "uniform")
+    assert (method_label(ea), ea.weighting.kind) == (f"ea_{stem}", "ea")
     assert plain.distiller._target_ == ea.distiller._target_
 
 

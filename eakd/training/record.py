@@ -121,7 +121,10 @@ class RunRecord:
             # Nobody else writes here now, so these are what killed processes left.
             for folder in (self.directory, self.directory / SNAPSHOTS, self.directory / ".hydra"):
                 for path in folder.glob(".*.tmp"):
-                    path.unlink(missing_ok=True)
+                    if path.is_dir():  # of a task whose students are folders
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
             for path in self.directory.glob(f".{LOCK}.*"):  # claims on locks
                 path.unlink(missing_ok=True)
         if (fresh or self.fresh) and self.writes:

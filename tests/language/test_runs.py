@@ -62,7 +62,9 @@ def test_stopped_in_a_micro_batch_and_continued_bit_for_bit(
             train(job, tmp_path / "stopped")
     assert min(calls) > 1  # micro-batches
     assert len(lines(tmp_path / "stopped")) == 1
+    (tmp_path / "stopped" / ".best.1.0123abcd.tmp").mkdir()  # as a kill while it is written leaves
     assert_same_runs(train(job, tmp_path / "stopped"), expected)
+    assert not list((tmp_path / "stopped").glob(".*.tmp"))
 
 
 def test_what_a_run_leaves(words, tmp_path):
