@@ -31,7 +31,7 @@ def refusal(words, tmp_path, *more):
         (
             ["distiller=kd"],
             "distiller: found kd, a method for eakd.classification.Classification, allowed with "
-            "data=text is language/jsd, language/kd, language/rkld, language/sft",
+            "data=text is language/jsd, language/kd, language/rkld",
         ),
         (["student=resnet8"], "student: found resnet8, which is no language model, allowed with"),
         (["teacher=resnet8"], "teacher: found resnet8, which is no language model, allowed with"),

@@ -19,6 +19,9 @@ from eakd.reproduce.table_report.text import csv_text
 from language.tiny_models import tokenizer, write_lines
 
 SETS = ("dolly", "self_inst", "vicuna", "s_ni", "un_ni")
+DIVERGENCES = {"sft": None, "rkld": "reverse_kl", "jsd": "jsd"} | dict.fromkeys(
+    ("kd", "kd+matched", "ea_kd"), "forward_kl"
+)
 METRICS = tuple(f"rouge_l_{name}" for name in (*SETS, "average"))
 
 
@@ -48,6 +51,8 @@ def test_its_runs_are_the_published_settings():
         assert (config.teacher.name, config.student.name) == ("gpt2_xl", "gpt2")
         assert (config.recipe.epochs, config.recipe.batch_size) == (20, 32)
         assert config.data.task == config.distiller.task
+        assert config.distiller._target_.startswith("eakd.language.")
+        assert config.distiller.get("divergence") == DIVERGENCES[cell.method]
     experiment = compose(["experiment=table6"])
     assert (experiment.data.name, experiment.distiller.name) == ("dolly_minillm", "kd")
 
