@@ -106,7 +106,7 @@ def test_every_reproduce_command_of_the_readme_runs(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_reproduce_and_teachers_command_composes(page):
     for words in commands(page):
-        if words[0] in ("scripts/reproduce.py", "scripts/teachers.py"):
+        if words[0] in ("scripts/reproduce.py", "scripts/teachers.py", "scripts/figure.py"):
             overrides = [word for word in words[1:] if not word.startswith("hydra")]
             compose(overrides, Path(words[0]).stem)
 
@@ -120,6 +120,7 @@ def test_help_lists_groups_and_values():
         "report",
         "reproduce",
         "teachers",
+        "figure",
     ):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr
