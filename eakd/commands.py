@@ -27,9 +27,10 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 @command
 def train(config: DictConfig) -> None:
     """Train one student, or one teacher with ``distiller=none``."""
+    from eakd.analysis.watching import pictures
     from eakd.training.run import run
 
-    run(config)
+    run(config, pictures)
 
 
 @command

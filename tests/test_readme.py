@@ -94,10 +94,13 @@ def test_every_reproduce_command_of_the_readme_runs(tmp_path):
             assert "runs are finished" in result.stdout
 
 
+OTHERS = {f"scripts/{name}.py" for name in ("reproduce", "teachers", "convert", "figure")}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_other_command_composes(page):
     for words in commands(page):
-        if words[0] in ("scripts/reproduce.py", "scripts/teachers.py", "scripts/convert.py"):
+        if words[0] in OTHERS:
             overrides = [word for word in words[1:] if not word.startswith("hydra")]
             compose(overrides, Path(words[0]).stem)
 
@@ -112,6 +115,7 @@ def test_help_lists_groups_and_values():
         "reproduce",
         "teachers",
         "convert",
+        "figure",
     ):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr

@@ -60,6 +60,7 @@ for root, base in (
     ("evaluate", [*IMAGES, "data.cache_dir=cache", "model=resnet8", "threads=1"]),
     ("report", ["runs=outputs/**"]),
     ("reproduce", ["table=2", "mode=plan"]),
+    ("figure", ["figure=5", "runs=outputs/tiny/*/kd/*", "draw=false"]),
 ):
     keys = [key for key in keys_of(root, base) if root != "evaluate" or "recipe" not in key]
     CASES += [(root, base, key) for key in (*keys, "+foo")]

@@ -135,7 +135,8 @@ def _surface(axes: Axes, panel: Panel) -> None:
     # Without the yellow end, which is not seen on white.
     shades = colormaps["viridis"].resampled(256)(np.linspace(0, 0.82, 256))
     drawn = axes.contour(x, y, z, levels=levels, linewidths=0.8, cmap=ListedColormap(shades))
-    axes.clabel(drawn, fontsize=6, fmt=lambda value: f"{value:.3g}")
+    for text in axes.clabel(drawn, fontsize=6, fmt=lambda value: f"{value:.3g}", zorder=3):
+        text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.4})
 
 
 def _pictures(figure: Figure, spec: Any, panel: Panel, letter: str) -> None:

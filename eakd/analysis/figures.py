@@ -186,7 +186,7 @@ def _figure(found: Mapping[str, Any], name: str) -> Figure:
         runs=runs,
         by=tuple(found.get("by") or ()),
         # Is a difference due to the choice of samples, or to the scale of the weight?
-        control=tuple(found.get("control") or (("kd+matched",) if both else ())),
+        control=tuple(found.get("control", ["kd+matched"] if both else [])),
         settings=found.get("settings") or {},
         statements=tuple(found.get("statements") or ()),
         paper=bool(found.get("paper", bool(runs))),

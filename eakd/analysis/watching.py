@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from eakd.analysis.draw import draw
 from eakd.analysis.figures import Figure, figure_names
 from eakd.analysis.making import Made, Request, make, write_pages
+from eakd.analysis.one_run import page
 from eakd.analysis.runs import Run, Runs, open_run
 from eakd.errors import UserError, check_number, check_text
+from eakd.plotting import has_matplotlib, image, style
 from eakd.reproduce.escaping import one_line, printable
 
 
@@ -48,3 +51,12 @@ def _once(figure: Figure, request: Request, pattern: str) -> tuple[list[Run], st
         made.append(make(figure, request, Runs([run]), name=name))
     index = write_pages(request, figure_names())
     return runs, "\n".join([*(each.text for each in made), f"all figures: {index}"])
+
+
+def pictures(directory: Path) -> dict[str, bytes]:
+    """The page of a run as a PNG, for trackers; ``{}`` without matplotlib."""
+    run = open_run(directory)
+    if run is None or not run.metrics or not has_matplotlib():
+        return {}
+    with style():
+        return {"figure": image(draw(page(Runs([run]))), "png", dpi=150)}

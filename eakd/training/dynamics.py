@@ -52,6 +52,20 @@ def segments(
     }
 
 
+def in_short(dynamics: dict[str, Any]) -> dict[str, float]:
+    """A few numbers of `segments`, for trackers: lowest and highest tenth of teacher entropy."""
+    by = dynamics["by"]
+    ranking = by.get("clean") or by.get("epoch") or {}
+    found = {
+        "dynamics/loss_low": ranking.get("loss", {}).get("mean", [None])[0],
+        "dynamics/loss_high": ranking.get("loss", {}).get("mean", [None])[-1],
+        "dynamics/student_entropy_high_std": ranking.get("student_entropy", {}).get("std", [None])[
+            -1
+        ],
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _describe(values: dict[str, np.ndarray], ranking: np.ndarray) -> dict[str, Any]:
     known = np.flatnonzero(~np.isnan(ranking))
     # Stable, so that samples of equal entropy do not move between runs.

@@ -151,7 +151,7 @@ def fit(
     with signals.collected() as inbox:
         for epoch in range(state.epoch + 1, recipe.epochs + 1):
             line = run_epoch(epoch, task, state, recipe, recorder, inbox, show_bar)
-            tracker.log(line)
+            tracker.log(line | recorder.tracked)
             stopping = inbox.first(processes)
             # After the last epoch there is nothing left to interrupt: finish, and be finished.
             if stopping and epoch < recipe.epochs:

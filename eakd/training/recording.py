@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eakd.errors import UserError, check_choice, check_number
-from eakd.training.dynamics import segments
+from eakd.training.dynamics import in_short, segments
 from eakd.training.meters import Meters
 from eakd.training.reading import DYNAMICS, PREVIOUS, SNAPSHOTS, text_digest
 from eakd.training.schedule import Recipe
@@ -84,6 +84,7 @@ class Recorder:
         self.task, self.state, self.recipe = task, state, recipe
         self.dynamics, self.teacher_entropy = recording.dynamics, teacher_entropy
         self.snapshots = recording.snapshot_epochs(recipe.epochs)
+        self.tracked: dict[str, float] = {}  # of the last epoch, for trackers only
         self.selection = "val" if "val" in state.data.splits else "test"
         self.metric = next(iter(task.metrics))
 
@@ -107,6 +108,7 @@ class Recorder:
             dynamics = segments(meters, temperature, self.teacher_entropy)
             if dynamics["by"]:
                 state.record.append(DYNAMICS, {"epoch": epoch, **dynamics})
+            self.tracked = in_short(dynamics)
         state.record.append_metrics(line)
 
     def export(self, name: str, line: dict[str, Any]) -> None:

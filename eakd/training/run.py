@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,17 @@ def build_compute(config: DictConfig, processes: Processes = ALONE) -> Compute:
     return compute
 
 
-def run(config: DictConfig) -> dict[str, Any] | None:
+Pictures = Callable[[Path], Mapping[str, bytes]]
+
+
+def run(config: DictConfig, pictures: Pictures | None = None) -> dict[str, Any] | None:
     """Train what ``config`` describes, or return the summary if that is already done.
 
     Under torchrun, all processes train one model together. The first one writes, returns and
     raises; the others return None.
+
+    Args:
+        pictures: of a finished run's directory, for trackers: ``{name: image file}``.
 
     Raises:
         UserError: a wrong value, named; nothing has been written then.
@@ -70,9 +77,9 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     """
     processes = Processes.launched()
     if processes.first:
-        return _run(config, processes)
+        return _run(config, processes, pictures)
     try:
-        _run(config, processes)
+        _run(config, processes, None)
     except (UserError, Diverged):
         return None  # the first process raises the same, and one line is enough
     except Interrupted:
@@ -80,7 +87,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     return None
 
 
-def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
+def _run(config: DictConfig, processes: Processes, pictures: Pictures | None) -> dict[str, Any]:
     record = processes.in_turn(
         lambda: RunRecord(
             config.run_dir, identity(config), writes=processes.first, fresh=not config.resume
@@ -93,13 +100,15 @@ def _run(config: DictConfig, processes: Processes) -> dict[str, Any]:
         processes.in_turn(lambda: check_finished(config, record))
         log.info("finished before: %s", record.directory)
     else:
-        summary = _train(config, record, processes)
+        summary = _train(config, record, processes, pictures)
     if config.save_teacher and record.writes:
         save_as_teacher(config, record)
     return summary
 
 
-def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[str, Any]:
+def _train(
+    config: DictConfig, record: RunRecord, processes: Processes, pictures: Pictures | None
+) -> dict[str, Any]:
     began = time.perf_counter()
     # Everything that can be wrong is built before anything is written, cheap things first: a
     # refusal leaves no trace, and comes before the data is decoded.
@@ -153,6 +162,8 @@ def _train(config: DictConfig, record: RunRecord, processes: Processes) -> dict[
                 "environment": environment(),
             }
             record.finish(summary)
+            if pictures is not None:
+                tracker.show(lambda: pictures(record.directory))
         finally:  # a tracker that is never closed keeps its process alive
             tracker.finish(summary)
     first = next(iter(task.metrics))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import netrc
 import os
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +24,8 @@ class NoTracking:
     def start(self, directory: Path, config: dict[str, Any], name: str, group: str) -> None: ...
 
     def log(self, metrics: dict[str, Any]) -> None: ...
+
+    def show(self, pictures: Callable[[], Mapping[str, bytes]]) -> None: ...
 
     def finish(self, summary: dict[str, Any] | None) -> None: ...
 
@@ -82,6 +86,24 @@ class WandbTracking(NoTracking):
     def log(self, metrics: dict[str, Any]) -> None:
         if self._run is not None:
             self._attempt(lambda: self._run.log(metrics, step=metrics["epoch"]))
+
+    def show(self, pictures: Callable[[], Mapping[str, bytes]]) -> None:
+        """Upload pictures, each the content of an image file; what cannot be drawn is left out."""
+        if self._run is None:
+            return
+        try:
+            found = pictures()
+        except Exception as error:  # as with W&B itself: the run is finished, whatever this raises
+            log.warning("no pictures for W&B (%s)", " ".join(str(error).split()))
+            return
+        self._attempt(lambda: self._show(found))
+
+    def _show(self, pictures: Mapping[str, bytes]) -> None:
+        import wandb
+        from PIL import Image
+
+        images = {name: Image.open(io.BytesIO(content)) for name, content in pictures.items()}
+        self._run.log({name: wandb.Image(image) for name, image in images.items()})
 
     def finish(self, summary: dict[str, Any] | None) -> None:
         if self._run is None:

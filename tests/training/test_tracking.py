@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eakd.analysis.watching import pictures as pictures_of
 from eakd.composing import compose
 from eakd.errors import UserError
 from eakd.training import WandbTracking
@@ -85,3 +86,31 @@ def test_a_failing_tracker_does_not_end_training(no_credentials, tiny, tmp_path,
 def test_wrong_mode_is_named():
     with pytest.raises(UserError, match="mode: found 'cloud', allowed is one of auto"):
         WandbTracking(mode="cloud")
+
+
+def test_a_run_ends_with_its_picture_and_epochs_have_dynamics(
+    no_credentials, tiny_with_teacher, tmp_path
+):
+    shown = []
+
+    def pictures(directory):
+        found = pictures_of(directory)
+        shown.append(found["figure"])
+        return found
+
+    job = ["tracking=wandb", f"run_dir={tmp_path / 'a'}", "distiller=ea_kd"]
+    run(compose([*tiny_with_teacher, *job]), pictures)
+    assert shown[0].startswith(b"\x89PNG")
+    assert list((tmp_path / "a").glob("wandb/offline-run-*/files/media/images/figure_*.png"))
+    (log,) = (tmp_path / "a").glob("wandb/offline-run-*/*.wandb")
+    for name in ("loss_low", "loss_high", "student_entropy_high_std"):
+        assert f"dynamics/{name}".encode() in log.read_bytes()
+
+
+def test_a_picture_that_cannot_be_drawn_stops_nothing(no_credentials, tiny, tmp_path, caplog):
+    def pictures(directory):
+        raise ValueError("no ink")
+
+    job = ["tracking=wandb", f"run_dir={tmp_path / 'a'}", "distiller=none", "seed=3"]
+    assert run(compose([*tiny, *job]), pictures)["epochs"] == 2
+    assert "no pictures for W&B (no ink)" in caplog.text
