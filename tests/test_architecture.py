@@ -22,6 +22,7 @@ ALLOWED = {
     "workers": set(),
     "download": {"errors", "files"},
     "weighting": {"errors", "factors"},
+    "plotting": {"errors", "files"},
     "places": {"errors"},
     "config": {"errors", "factors", "places"},
     "targets": {"errors", "config"},
@@ -49,6 +50,11 @@ ALLOWED = {
     "teachers": {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),
+    },
+    # Looks at what the others leave; nothing but commands imports it.
+    "analysis": {
+        *("errors", "files", "factors", "weighting", "plotting", *CONFIG),
+        *("data", "models", "distillers", "training", "classification", "reproduce"),
     },
 }
 

@@ -199,5 +199,6 @@ def glob_runs(pattern: str, by: Sequence[str] = (), order: Sequence[str] = ()) -
 
     runs = Runs((as_run(run, variant(run)) for run in found), order)
     _ = runs.pair
-    check_groups(found, ["method", *by])
+    known = {key for run in found for key in facts(run)}
+    check_groups(found, ["method", *(key for key in by if key in known)])
     return runs

@@ -1,0 +1,168 @@
+"""What one series looks like: colours, dashes and markers, and the six ways to draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from eakd.analysis.result import Panel, Series
+from eakd.config import EA
+from eakd.plotting import INK, SOFT
+from eakd.reproduce.palette import COLOURS, looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GREYS = {"teacher": "#4d4d4d"}
+CLASSES = (*COLOURS[:6], "#8c8c8c", "#7b4fa3", "#000000", "#c9b400")  # ten classes
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+MANY = 2000  # points of a cloud from which it is embedded as an image, with vector axes
+
+
+class Mark(NamedTuple):
+    """A colour, and what tells series apart where colours can't: grey print, colour blindness."""
+
+    colour: str
+    filled: bool
+    marker: str
+    dashes: str
+
+
+def marks(panels: Iterable[Panel]) -> dict[str, Mark]:
+    """The mark of every series of a figure, by its name: the same in all of its panels."""
+    series = [each for panel in panels for each in panel.series]
+    names = list(dict.fromkeys(each.name for each in series if each.style != "reference"))
+    names = [name for name in names if name not in GREYS]
+    if series and all(each.style in ("points", "rings") for each in series) and len(names) > 3:
+        found = {
+            name: Mark(CLASSES[i % 10], True, MARKERS[i % 10], "-") for i, name in enumerate(names)
+        }
+    else:
+        found = {}
+        for name, look in looks(names).items():
+            control = "+" in name
+            dashes = "-." if control else "-" if look.filled else "--"
+            marker = "s" if control else "o"
+            found[name] = Mark(look.colour, look.filled, marker, dashes)
+    return found | {name: Mark(grey, True, "o", "-") for name, grey in GREYS.items()}
+
+
+def display(name: str) -> str:
+    """``EA-KD`` of ``ea_kd``, ``KD+matched`` of ``kd+matched``; other names as they are."""
+    base, plus, rest = name.removeprefix(EA).partition("+")
+    if name.startswith(EA) or base in KNOWN:
+        shown = KNOWN.get(base, base.upper())
+        return f"{'EA-' if name.startswith(EA) else ''}{shown}{plus}{rest}"
+    return name
+
+
+KNOWN = {
+    "kd": "KD", "ctkd": "CTKD", "dkd": "DKD", "mld": "MLD", "mld_ls": "MLD+LS", "kd_ls": "KD+LS",
+    "dkd_ls": "DKD+LS", "reviewkd": "ReviewKD", "fcfd": "FCFD",
+}  # fmt: skip
+
+
+def draw_series(axes: Axes, series: Series, mark: Mark | None, bar: tuple[int, int]) -> Any:
+    """Draw one series; what a legend shows for it, or ``None``.
+
+    Args:
+        mark: ``None`` for references.
+        bar: which of how many series of bars it is.
+    """
+    x, y = np.asarray(series.x), np.asarray(series.y)
+    label = series.label or display(series.name)
+    if series.style == "reference":
+        return _reference(axes, series, x, y, label)
+    assert mark is not None, series.name
+    face = mark.colour if mark.filled else "white"
+    if series.style == "bars":
+        return _bars(axes, series, x, y, mark, label, *bar)
+    if series.style == "points" and series.color is not None:
+        return _colored(axes, series, x, y)
+    if series.style in ("points", "rings"):
+        return _points(axes, series, x, y, mark, label)
+    if series.style == "arrow":
+        arrow = {"arrowstyle": "-|>", "color": mark.colour, "linewidth": 0.8, "shrinkA": 3.5,
+                 "shrinkB": 3.5, "mutation_scale": 6}  # fmt: skip
+        axes.annotate("", (x[-1], y[-1]), (x[0], y[0]), arrowprops=arrow)
+        return None
+    for low, high, alpha in ((series.low, series.high, 0.16), (series.low2, series.high2, 0.22)):
+        if low is not None and high is not None:
+            step = "mid" if series.style == "steps" else None
+            axes.fill_between(x, low, high, color=mark.colour, alpha=alpha, linewidth=0, step=step)
+    drawn = "steps-mid" if series.style == "steps" else "default"
+    few = len(x) <= 13
+    every = None if few else max(1, len(x) // 8)
+    (line,) = axes.plot(
+        x, y, color=mark.colour, linestyle=mark.dashes, drawstyle=drawn, label=label,
+        marker=mark.marker, markerfacecolor=face, markeredgecolor=mark.colour, markevery=every,
+    )  # fmt: skip
+    _write(axes, series, x, y, mark.colour)
+    return line
+
+
+def _reference(axes: Axes, series: Series, x: Any, y: Any, label: str) -> None:
+    if series.low is not None and series.high is not None:
+        axes.fill_between(x, series.low, series.high, color="#bdbdbd", alpha=0.45, linewidth=0)
+    axes.plot(x, y, color=SOFT, linewidth=0.9, linestyle=(0, (1, 1.2)), zorder=1.5)
+    if len(x) and label:
+        place = {"xytext": (-1, 2.5), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+        axes.annotate(label, (x[-1], y[-1]), color=SOFT, fontsize=6.5, **place)
+
+
+def _bars(
+    axes: Axes, series: Series, x: Any, y: Any, mark: Mark, label: str, which: int, count: int
+) -> Any:
+    gaps = np.diff(np.sort(np.asarray(x, dtype=float)))
+    width = (0.82 * gaps.min() if len(gaps) and gaps.min() > 0 else 0.5) / count
+    at = x + (which - (count - 1) / 2) * width
+    spread = None
+    if series.low is not None and series.high is not None:
+        spread = np.stack([y - series.low, series.high - y])
+    return axes.bar(
+        at, y, width * 0.92, yerr=spread, label=label, edgecolor=mark.colour, linewidth=0.8,
+        facecolor=mark.colour if mark.filled else "white",
+        hatch="" if mark.filled and mark.dashes == "-" else "//////" if mark.filled else "",
+        error_kw={"elinewidth": 0.7, "ecolor": INK, "capsize": 1.2, "capthick": 0.7},
+    )  # fmt: skip
+
+
+def _points(axes: Axes, series: Series, x: Any, y: Any, mark: Mark, label: str) -> Any:
+    rings = series.style == "rings"
+    hollow = rings or not mark.filled
+    colour = INK if rings else mark.colour
+    many = len(x) > 60
+    size = (14 if rings else 5) if many else 22
+    if series.low is not None and series.high is not None:
+        spread = np.stack([y - series.low, series.high - y])
+        axes.errorbar(x, y, yerr=spread, fmt="none", ecolor=colour, elinewidth=0.7, zorder=1.9)
+    drawn = axes.scatter(
+        x, y, s=size, marker="o" if rings else mark.marker, label=label, zorder=2.1 if rings else 2,
+        facecolors="none" if rings else "white" if hollow else colour, edgecolors=colour,
+        linewidths=(0.5 if rings else 0) if many else 0.9, rasterized=len(x) > MANY,
+    )  # fmt: skip
+    _write(axes, series, x, y, INK)
+    return drawn
+
+
+def _colored(axes: Axes, series: Series, x: Any, y: Any) -> None:
+    drawn = axes.scatter(x, y, s=5, c=series.color, linewidths=0, rasterized=len(x) > MANY)
+    bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=25, label=series.label or "")
+    bar.outline.set_linewidth(0.4)
+
+
+def _write(axes: Axes, series: Series, x: Any, y: Any, colour: str) -> None:
+    for place, text in enumerate(series.texts):
+        at = {"xytext": (3.5, 3), "textcoords": "offset points", "in_layout": False}
+        axes.annotate(text, (x[place], y[place]), color=colour, fontsize=6.5, **at)
+
+
+def bars_of(series: Sequence[Series]) -> dict[int, tuple[int, int]]:
+    """Place in the sequence → which of how many series of bars it is."""
+    places = [place for place, each in enumerate(series) if each.style == "bars"]
+    positions = [float(x) for place in places for x in series[place].x]
+    if len(set(positions)) == len(positions):  # side by side already
+        return dict.fromkeys(places, (0, 1))
+    return {place: (number, len(places)) for number, place in enumerate(places)}
