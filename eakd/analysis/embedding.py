@@ -265,8 +265,8 @@ def _boundary(
 
 def _shows(last: Sequence[Shown], numbers: Mapping[str, float]) -> str:
     texts = [
-        f"{display(each.name)} {numbers[f'ch.{each.name}']:.4g} (from {numbers[f'ch.{each.name}.low']:.4g} "
-        f"to {numbers[f'ch.{each.name}.high']:.4g})"
+        f"{display(each.name)} {numbers[f'ch.{each.name}']:.4g} "
+        f"(from {numbers[f'ch.{each.name}.low']:.4g} to {numbers[f'ch.{each.name}.high']:.4g})"
         for each in last
     ]
     return (

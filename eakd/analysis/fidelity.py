@@ -181,8 +181,8 @@ def calibration(
         tests |= differences({n: x for n, x in errors[key].items() if n != "teacher"}, key)
     main = f"ece{bins[0]}"
     texts = [
-        f"{display(name)} {numbers[f'{main}.before.{name}']:.3f} → {numbers[f'{main}.after.{name}']:.3f} "
-        f"(T = {numbers[f'temperature.{name}']:.2f})"
+        f"{display(name)} {numbers[f'{main}.before.{name}']:.3f} → "
+        f"{numbers[f'{main}.after.{name}']:.3f} (T = {numbers[f'temperature.{name}']:.2f})"
         for name in pairs
     ]
     where = "the split val" if held_out else "one half of the test images, measured on the other"

@@ -143,7 +143,8 @@ def _part(values: Mapping[int, np.ndarray], part: int) -> dict[int, float]:
 
 def _shows(numbers: Mapping[str, float], names: list[str]) -> str:
     texts = [
-        f"{display(name)} {numbers[f'gap.{name}.1']:+.1f} → {numbers[f'gap.{name}.{SEGMENTS}']:+.1f}"
+        f"{display(name)} {numbers[f'gap.{name}.1']:+.1f} → "
+        f"{numbers[f'gap.{name}.{SEGMENTS}']:+.1f}"
         for name in names
     ]
     return (
