@@ -35,16 +35,6 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_with_teacher(tiny):
-    """The same overrides, with a trained teacher in ``checkpoint_root``."""
-    from eakd.composing import compose
-    from eakd.training.run import run
-
-    run(compose([*tiny, "distiller=none", "seed=7", "save_teacher=true"]))
-    return tiny
-
-
-@pytest.fixture(scope="session")
 def trained(tiny_with_teacher, tmp_path_factory):
     """The folder of finished tiny runs: kd, ea_kd and kd+matched, two seeds each."""
     from eakd.composing import compose
@@ -56,3 +46,13 @@ def trained(tiny_with_teacher, tmp_path_factory):
             overrides = [*tiny_with_teacher, *method, f"seed={seed}", f"output_root={root}"]
             run(compose(overrides))
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_with_teacher(tiny):
+    """The same overrides, with a trained teacher in ``checkpoint_root``."""
+    from eakd.composing import compose
+    from eakd.training.run import run
+
+    run(compose([*tiny, "distiller=none", "seed=7", "save_teacher=true"]))
+    return tiny
