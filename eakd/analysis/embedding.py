@@ -226,7 +226,7 @@ def _cloud(
     series.append(Series("highest", top[:, 0], top[:, 1], label=ring, style="rings"))
     epoch = "" if each.epoch is None else f", epoch {each.epoch}"
     index = numbers[f"ch.{each.key}"]
-    title = f"{display(each.name)}{epoch}: CH {index:.4g}"
+    title = f"{display(each.name)}{epoch}\nCH {index:.4g}"
     return Panel(title=title, x="t-SNE 1", y="t-SNE 2", series=tuple(series), equal=True)
 
 
@@ -257,7 +257,7 @@ def _boundary(
         ),
         "purity": Panel(
             x=axis,
-            y="ten nearest of the same class (share)",
+            y="neighbours of the same class",
             series=tuple(lines["purity"]),
         ),
     }

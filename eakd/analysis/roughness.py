@@ -84,7 +84,7 @@ def pictures(
         when = "" if epoch is None else f", epoch {epoch}"
         m = measures[key]
         shown[at] = Panel(
-            title=f"{display(name)}{when}: variance {m['variance']:.4g}, area {m['area']:.3f}",
+            title=f"{display(name)}{when}\nvariance {m['variance']:.4g}, area {m['area']:.3f}",
             x="first direction",
             y="second direction",
             surface=(xs, xs, loss),
@@ -100,7 +100,7 @@ def over_epochs(measures: Mapping[Key, Mapping[str, float]], area: float) -> dic
         "variance": "variance over the grid",
         "log_variance": "variance of log L",
         "area": f"area with L < {area:g} (share)",
-        "radius": "radius at which L has risen by 0.5",
+        "radius": "radius of a rise by 0.5",
     }
     panels, names = {}, list(dict.fromkeys(name for name, *_ in measures))
     epochs = sorted({epoch for _, epoch, *_ in measures if epoch is not None})
