@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from eakd.analysis.answers import SEGMENTS, Answers, sample_weights, segments, top_share
-from eakd.analysis.cache import digest, read_arrays, write_arrays
 from eakd.analysis.comparing import differences, seeds_text
+from eakd.analysis.marks import display
 from eakd.analysis.networks import Networks, epochs_of, first_with_teacher
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
@@ -20,18 +18,12 @@ from eakd.analysis.seeds import corrected
 from eakd.analysis.separation import (
     ITERATIONS,
     calinski_harabasz,
-    check_classes,
-    check_perplexity,
-    choose_library,
-    embed_all,
-    library_version,
     neighbour_purity,
     silhouettes,
 )
+from eakd.analysis.tsne import Embeddings, choose_classes
 from eakd.config import EA
 from eakd.errors import UserError, check_choice, check_number, check_numbers
-
-Job = tuple[Answers, np.ndarray, float]  # what is embedded: its classes, at a perplexity
 
 TEACHER = "teacher"
 SYMBOLS = {"teacher": "H_T", "student": "H_S", "weight": "w"}
@@ -151,28 +143,6 @@ def embedding(
     )
 
 
-def choose_classes(
-    classes: str | Sequence[int], count: int, answers: Answers, seed: int = 0
-) -> np.ndarray:
-    """Labels of the classes that are shown, in their order.
-
-    Raises:
-        UserError: unknown ones, or fewer than two.
-    """
-    every = len(answers.classes)
-    if isinstance(classes, str):
-        check_choice("classes", classes, ("first", "random", "all"))
-        count = check_number("class_count", count, at_least=2, integer=True)
-        if classes == "random":
-            drawn = np.random.default_rng(seed).permutation(every)[:count]
-            return np.sort(drawn)
-        return np.arange(every if classes == "all" else min(count, every))
-    bounds = {"at_least": 0, "at_most": every - 1, "integer": True}
-    chosen = np.unique(check_numbers("classes", classes, **bounds)).astype(int)
-    check_classes(chosen)
-    return chosen
-
-
 def _shown(
     runs: Runs,
     opened: Networks,
@@ -210,69 +180,6 @@ def _ranking(by: str, run: Run, student: Answers, teacher: Answers) -> np.ndarra
     if by == "weight":
         return sample_weights(run, student, teacher)
     return (teacher if by == "teacher" else student).entropy(run.entropy_temperature)
-
-
-class Embeddings:
-    """Points of t-SNE by what was embedded, from a cache where they were made before.
-
-    Args:
-        library: see `choose_library`.
-    """
-
-    def __init__(self, cache: Path, library: str):
-        self.cache, self.library = cache, library
-        self.about = ""
-        self._points: dict[str, np.ndarray] = {}
-
-    def compute(self, jobs: Sequence[Job]) -> None:
-        """Embed the features of some classes at a perplexity, for each job, on all cores.
-
-        Raises:
-            UserError: a perplexity that is too large, or a library that is not there.
-        """
-        missing = {}
-        for job in jobs:
-            facts = self._facts(*job)
-            self.about = self.about or facts["library"]
-            path = self.cache / f"embedding-{digest(facts)}.npz"
-            found = read_arrays(path, facts)
-            if found is None:
-                missing[path] = job, facts
-            else:
-                self._points[digest(facts)] = found["points"]
-        work = [
-            (answers.pooled[np.isin(answers.labels, classes)], perplexity, self._choose(job))
-            for job, _ in missing.values()
-            for answers, classes, perplexity in [job]
-        ]
-        for (path, (_, facts)), points in zip(missing.items(), embed_all(work), strict=True):
-            write_arrays(path, facts, {"points": points})
-            self._points[digest(facts)] = points
-
-    def points(self, *job: Any) -> np.ndarray:
-        """``(n, 2)`` of a job that was computed."""
-        return self._points[digest(self._facts(*job))]
-
-    def index(self, *job: Any) -> float:
-        """The CH index of the points."""
-        answers, classes, _ = job
-        labels = answers.labels[np.isin(answers.labels, classes)]
-        return calinski_harabasz(self.points(*job), labels)
-
-    def _choose(self, job: Job) -> str:
-        answers, classes, perplexity = job
-        count = int(np.isin(answers.labels, classes).sum())
-        check_perplexity(perplexity, count)
-        return choose_library(self.library, count)
-
-    def _facts(self, *job: Any) -> dict[str, Any]:
-        answers, classes, perplexity = job
-        return {
-            "answers": answers.key,
-            "classes": classes.tolist(),
-            "perplexity": perplexity,
-            "library": library_version(self._choose(job)),
-        }
 
 
 def _feature_indices(
@@ -319,7 +226,7 @@ def _cloud(
     series.append(Series("highest", top[:, 0], top[:, 1], label=ring, style="rings"))
     epoch = "" if each.epoch is None else f", epoch {each.epoch}"
     index = numbers[f"ch.{each.key}"]
-    title = f"{each.name}{epoch}: CH {index:.4g}"
+    title = f"{display(each.name)}{epoch}\nCH {index:.4g}"
     return Panel(title=title, x="t-SNE 1", y="t-SNE 2", series=tuple(series), equal=True)
 
 
@@ -338,7 +245,7 @@ def _boundary(
             ),
             "purity": (neighbour_purity(answers.pooled, answers.labels), each.ranking),
         }
-        label = f"{each.name}, by {SYMBOLS[each.ranked_by]}"
+        label = f"{display(each.name)}, by {SYMBOLS[each.ranked_by]}"
         for name, (value, ranking) in values.items():
             tenths = np.array([value[part].mean() for part in segments(ranking)])
             lines[name].append(Series(each.name, x, tenths, label=label))
@@ -350,7 +257,7 @@ def _boundary(
         ),
         "purity": Panel(
             x=axis,
-            y="ten nearest of the same class (share)",
+            y="neighbours of the same class",
             series=tuple(lines["purity"]),
         ),
     }
@@ -358,8 +265,8 @@ def _boundary(
 
 def _shows(last: Sequence[Shown], numbers: Mapping[str, float]) -> str:
     texts = [
-        f"{each.name} {numbers[f'ch.{each.name}']:.4g} (from {numbers[f'ch.{each.name}.low']:.4g} "
-        f"to {numbers[f'ch.{each.name}.high']:.4g})"
+        f"{display(each.name)} {numbers[f'ch.{each.name}']:.4g} "
+        f"(from {numbers[f'ch.{each.name}.low']:.4g} to {numbers[f'ch.{each.name}.high']:.4g})"
         for each in last
     ]
     return (
@@ -372,7 +279,7 @@ def _not_shows(
     last: Sequence[Shown], separation: Mapping[str, Mapping[int, float]], tests: Mapping[str, float]
 ) -> str:
     texts = [
-        f"{name} {np.mean([*found.values()]):.4g} ({seeds_text(len(found))})"
+        f"{display(name)} {np.mean([*found.values()]):.4g} ({seeds_text(len(found))})"
         for name, found in separation.items()
     ]
     tested = [f"p = {p:.3g} of {key.removeprefix('feature_ch.')}" for key, p in tests.items()]

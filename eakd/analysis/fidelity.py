@@ -11,6 +11,7 @@ from eakd.analysis.answers import SEGMENTS, Answers, segments
 from eakd.analysis.calibration import calibrated, expected_calibration_error, fit_temperature
 from eakd.analysis.calibration import reliability as reliability_of
 from eakd.analysis.comparing import differences, seeds_text
+from eakd.analysis.marks import display
 from eakd.analysis.networks import Networks, first_with_teacher
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
@@ -85,18 +86,18 @@ def fidelity(
             means = {n: {s: float(v.mean()) for s, v in x.items()} for n, x in values.items()}
             numbers |= {f"{quantity}.{split}.{n}": _mean(x) for n, x in means.items()}
             tests |= differences(means, f"{quantity}.{split}")
+    agreed = [
+        f"{display(name)} {numbers[f'agreement.{split}.{name}']:.1f} % ({split})"
+        for split in splits
+        for name in runs.names
+        if f"agreement.{split}.{name}" in numbers
+    ]
     return Result(
         panels=panels,
         columns=1 + len(temperatures),
         numbers=numbers,
         tests=corrected(tests),
-        shows="Mean agreement with the teacher: "
-        + ", ".join(
-            f"{key.removeprefix('agreement.')} {value:.1f} %"
-            for key, value in numbers.items()
-            if key.startswith("agreement.")
-        )
-        + ".",
+        shows=f"Mean agreement with the teacher: {', '.join(agreed)}.",
         not_shows="It does not show that a student which agrees more is a better one; "
         f"{_counts(students)}.",
         notes=(
@@ -180,8 +181,8 @@ def calibration(
         tests |= differences({n: x for n, x in errors[key].items() if n != "teacher"}, key)
     main = f"ece{bins[0]}"
     texts = [
-        f"{name} {numbers[f'{main}.before.{name}']:.3f} → {numbers[f'{main}.after.{name}']:.3f} "
-        f"(T = {numbers[f'temperature.{name}']:.2f})"
+        f"{display(name)} {numbers[f'{main}.before.{name}']:.3f} → "
+        f"{numbers[f'{main}.after.{name}']:.3f} (T = {numbers[f'temperature.{name}']:.2f})"
         for name in pairs
     ]
     where = "the split val" if held_out else "one half of the test images, measured on the other"

@@ -9,6 +9,7 @@ import numpy as np
 
 from eakd.analysis.answers import SEGMENTS, Answers, segments
 from eakd.analysis.comparing import differences
+from eakd.analysis.marks import display
 from eakd.analysis.networks import Networks, first_with_teacher
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Runs
@@ -142,7 +143,8 @@ def _part(values: Mapping[int, np.ndarray], part: int) -> dict[int, float]:
 
 def _shows(numbers: Mapping[str, float], names: list[str]) -> str:
     texts = [
-        f"{name} {numbers[f'gap.{name}.1']:+.1f} → {numbers[f'gap.{name}.{SEGMENTS}']:+.1f}"
+        f"{display(name)} {numbers[f'gap.{name}.1']:+.1f} → "
+        f"{numbers[f'gap.{name}.{SEGMENTS}']:+.1f}"
         for name in names
     ]
     return (

@@ -9,6 +9,7 @@ from scipy.special import softmax
 
 from eakd.analysis.answers import Answers, sample_weights
 from eakd.analysis.comparing import seeds_text
+from eakd.analysis.marks import display
 from eakd.analysis.networks import Networks, epochs_of
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
@@ -67,7 +68,7 @@ def gallery(
             key = f"{kind}.epoch{epoch}"
             earlier = weights.get(before) if kind in ("risen", "fallen") else None
             panels[key] = Panel(
-                title=f"{name}, epoch {epoch}: {text}",
+                title=f"{display(name)}, epoch {epoch}: {text}",
                 pictures=images[teacher.index[members]],
                 captions=tuple(captions[epoch].of(place, earlier) for place in members),
             )
@@ -81,7 +82,7 @@ def gallery(
         columns=1,
         numbers=numbers,
         shows=(
-            f"The {count} images of each kind in {name}, seed {run.seed}: mean weight "
+            f"The {count} images of each kind in {display(name)}, seed {run.seed}: mean weight "
             f"{numbers[f'weight.high.epoch{last}']:.2f} of the highest and "
             f"{numbers[f'weight.low.epoch{last}']:.2f} of the lowest at epoch {last}, "
             f"{numbers[f'weight.mean.epoch{last}']:.2f} over all."
@@ -159,9 +160,9 @@ def weights(
     shown = range(classes) if classes <= NAMED else (0, classes // 2, classes - 1)
     return Result(
         panels={
-            "histogram": Panel(title=name, x="weight w", y="density", series=tuple(steps)),
+            "histogram": Panel(title=display(name), x="weight w", y="density", series=tuple(steps)),
             "share": Panel(
-                title=name,
+                title=display(name),
                 x="class, by its share at the end",
                 y="share of the weight (%)",
                 series=tuple(lines),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eakd.analysis.cache import Arrays, remembered
 from eakd.analysis.comparing import seeds_text
+from eakd.analysis.marks import display
 from eakd.analysis.networks import Networks, first_with_teacher, student_file, teacher_file
 from eakd.analysis.result import Panel, Result
 from eakd.analysis.runs import Run, Runs
@@ -90,7 +91,7 @@ def cka(
             f"cka.{name}.{i + 1}.{j + 1}": float(matrix[i, j]) for i, j in np.ndindex(matrix.shape)
         }
         panels[name] = Panel(
-            title=f"{name}, {seeds_text(len(seeds))}",
+            title=f"{display(name)}, {seeds_text(len(seeds))}",
             x="student's stage",
             y="teacher's stage",
             surface=(columns, rows, matrix),
@@ -103,7 +104,7 @@ def cka(
         columns=len(panels),
         numbers=numbers,
         shows="CKA of the pooled features with the teacher's: "
-        + ", ".join(f"{name} {value:.3f}" for name, value in last.items())
+        + ", ".join(f"{display(name)} {value:.3f}" for name, value in last.items())
         + ".",
         not_shows="It does not show that networks with unlike features answer differently: CKA "
         "ignores rotations and is led by directions of large variance.",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from eakd.analysis.answers import Answers
-from eakd.analysis.embedding import choose_classes, embedding
+from eakd.analysis.embedding import embedding
 from eakd.analysis.runs import glob_runs
 from eakd.analysis.separation import (
     calinski_harabasz,
@@ -16,6 +16,7 @@ from eakd.analysis.separation import (
     neighbour_purity,
     silhouettes,
 )
+from eakd.analysis.tsne import choose_classes
 from eakd.errors import UserError
 
 QUICK = {"class_count": 2, "perplexities": [10], "draws": 1, "perplexity": 20}
