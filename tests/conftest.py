@@ -100,13 +100,3 @@ def trained(tiny_with_teacher, tmp_path_factory):
             overrides = [*tiny_with_teacher, *method, f"seed={seed}", f"output_root={root}"]
             run(compose(overrides))
     return root
-
-
-@pytest.fixture(scope="session")
-def tiny_with_teacher(tiny):
-    """The same overrides, with a trained teacher in ``checkpoint_root``."""
-    from eakd.composing import compose
-    from eakd.training.run import run
-
-    run(compose([*tiny, "distiller=none", "seed=7", "save_teacher=true"]))
-    return tiny
