@@ -37,7 +37,7 @@ ALLOWED = {
     "data": {"errors", "files", "download"},
     "distillers": {"errors", "weighting", "data", "models"},
     # Knows no domain: neither images nor any task but by its name in a data set's file.
-    "training": {"errors", "files", "download", *CONFIG, "distillers"},
+    "training": {"errors", "files", "download", "weighting", *CONFIG, "distillers"},
     "classification": {
         *("errors", "files", "weighting", *CONFIG),
         *("data", "models", "distillers", "training"),

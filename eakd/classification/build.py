@@ -37,10 +37,10 @@ from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_
 from eakd.training.hints import teacher_command
 from eakd.training.parallel import synchronize_batchnorm
 from eakd.training.reading import read_json
-from eakd.training.run import build_compute
+from eakd.training.run import build_compute, build_weighting
 from eakd.training.schedule import Recipe
 from eakd.training.task import Built
-from eakd.weighting import WeightFunction, Weighting
+from eakd.weighting import Weighting
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +174,6 @@ def find_inputs(config: DictConfig) -> dict[str, str]:
         path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry={})
         found["teacher_digest"] = weights_digest(path)
     return found
-
-
-def build_weighting(config: DictConfig, compute: Compute) -> Any:
-    """The weighting of ``config.weighting``, over the batches of all processes."""
-    target = target_of(config.weighting, "weighting", WeightFunction)
-    shared = compute.processes.size > 1 and "batch_mean" in inspect.signature(target).parameters
-    extra = {"batch_mean": compute.processes.mean} if shared else {}
-    return build(config.weighting, "weighting", WeightFunction, **extra)
 
 
 def strong_view(recipe: Recipe, method: type[Distiller]) -> StrongView | None:

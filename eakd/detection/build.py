@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ from eakd.distillers.base import Distiller
 from eakd.errors import UserError
 from eakd.models.weights import load_weights
 from eakd.places import MANIFEST
-from eakd.targets import build, target_of
+from eakd.targets import build
 from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
 from eakd.training.hints import teacher_command
-from eakd.training.run import build_compute
+from eakd.training.run import build_compute, build_weighting
 from eakd.training.schedule import Recipe
 from eakd.training.task import Built
-from eakd.weighting import WeightFunction
 
 PIPELINE_KEYS = (
     *("short_sides", "long_side", "test_short_side", "flip", "keep_empty"),
@@ -57,14 +55,6 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> Built:
     networks = {"student": student, "teacher": teacher, "weighting": weighting}
     distiller = build(config.distiller, "distiller", Distiller, **networks)
     return Built(data, compute.move(distiller), metrics, inputs=inputs)
-
-
-def build_weighting(config: DictConfig, compute: Compute) -> Any:
-    """The weighting of ``config.weighting``, over the batches of all processes."""
-    target = target_of(config.weighting, "weighting", WeightFunction)
-    shared = compute.processes.size > 1 and "batch_mean" in inspect.signature(target).parameters
-    extra = {"batch_mean": compute.processes.mean} if shared else {}
-    return build(config.weighting, "weighting", WeightFunction, **extra)
 
 
 def find_inputs(config: DictConfig) -> dict[str, str]:
@@ -114,6 +104,8 @@ def build_detector(node: DictConfig, role: str, data: BoxPipeline) -> nn.Module:
     Raises:
         UserError: something that detects nothing.
     """
+    if role != "student" and "backbone_weights" in node:
+        node = OmegaConf.merge(node, {"backbone_weights": None})  # its own weights come next
     model = build(node, role, nn.Module, num_classes=data.num_classes)
     if not callable(getattr(model, "detect", None)):
         names = [name for name in options("student") if name.startswith("frcnn_")]

@@ -15,6 +15,7 @@ from eakd.detection.boxes import BoxBatch, BoxData
 from eakd.detection.build import build_run, find_inputs
 from eakd.detection.evaluation import METRICS, Detections, Scores, evaluate
 from eakd.detection.pipeline import BoxPipeline
+from eakd.detection.regions import RegionTerms, region_statistics
 from eakd.detection.teacher import CATEGORIES
 from eakd.distillers.base import Terms
 from eakd.files import write_text
@@ -46,8 +47,6 @@ class Detection:
         return find_inputs(config)
 
     def measure(self, batch: BoxBatch, terms: Terms) -> dict[str, Tensor]:
-        from eakd.detection.regions import RegionTerms, region_statistics
-
         return region_statistics(terms) if isinstance(terms, RegionTerms) else {}
 
     def evaluate(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from eakd.detection.evaluation import METRICS, evaluate
+from eakd.detection.faster_rcnn import frozen_teacher
 from eakd.detection.pipeline import BoxPipeline
 from eakd.errors import UserError, shortened
 from eakd.files import write_json
@@ -52,8 +53,6 @@ def load_teacher(
     Raises:
         UserError: no such weights, see `load_weights`, or those of other classes.
     """
-    from eakd.detection.faster_rcnn import frozen_teacher
-
     check_categories("teacher.checkpoint", path, data)
     load_weights(model, path)
     teacher = compute.place(frozen_teacher(compute.move(model), compute.dtype, fold))

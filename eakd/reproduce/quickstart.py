@@ -139,10 +139,10 @@ def _listed(config: DictConfig, key: str) -> list[Any]:
 
 def _try(config: DictConfig) -> None:
     """Build a run without data and weights, so that wrong values are found before others train."""
-    from eakd.classification.build import build_distiller, build_model, build_weighting
+    from eakd.classification.build import build_distiller, build_model
     from eakd.config import check_domain
     from eakd.targets import build
-    from eakd.training.run import build_compute
+    from eakd.training.run import build_compute, build_weighting
     from eakd.training.schedule import Recipe
 
     check_domain(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from eakd.errors import (
     UserError,
 )
 from eakd.files import write_atomically
-from eakd.targets import build
+from eakd.targets import build, target_of
 from eakd.training.device import Compute
 from eakd.training.environment import environment
 from eakd.training.loop import fit
@@ -39,6 +40,7 @@ from eakd.training.schedule import Recipe
 from eakd.training.state import repair_lines
 from eakd.training.task import Built, load_task
 from eakd.training.tracking import NoTracking
+from eakd.weighting import WeightFunction
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,14 @@ def build_compute(config: DictConfig, processes: Processes = ALONE) -> Compute:
     if processes.size > 1 and compute.device.type == "cuda":
         torch.cuda.set_device(compute.device)
     return compute
+
+
+def build_weighting(config: DictConfig, compute: Compute) -> Any:
+    """The weighting of ``config.weighting``, over the batches of all processes."""
+    target = target_of(config.weighting, "weighting", WeightFunction)
+    shared = compute.processes.size > 1 and "batch_mean" in inspect.signature(target).parameters
+    extra = {"batch_mean": compute.processes.mean} if shared else {}
+    return build(config.weighting, "weighting", WeightFunction, **extra)
 
 
 Pictures = Callable[[Path], Mapping[str, bytes]]
