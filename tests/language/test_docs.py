@@ -32,6 +32,18 @@ def test_the_tables_name_what_is_there():
     assert len(COMMANDS) >= 7
 
 
+@pytest.mark.parametrize("name", ["dolly", "dolly_minillm", "python_docs", "text"])
+def test_every_set_says_where_its_rows_are(name):
+    from eakd.language.source import TextSource
+    from eakd.targets import build
+
+    more = ["data.train=a.jsonl", "data.dev=b.jsonl"] if name == "text" else []
+    data = compose([f"data={name}", *more]).data
+    source = build(data.load, "data", TextSource)
+    assert "train" in source.files and (source.divide or "test" in source.files)
+    assert {"template", "max_length", "tokens_per_batch", "rouge_samples"} <= set(data)
+
+
 def test_published_settings_are_dskds():
     recipe = compose(["data=dolly_minillm", "distiller=language/kd", "student=gpt2"]).recipe
     expected = {
