@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from eakd.data.base import Batch, ImageData
+from eakd.data.geometry import View, crop
 from eakd.data.randaugment import rotate
 from eakd.data.split import stratified
 from eakd.errors import UserError, check_choice, check_number, check_numbers
@@ -47,44 +47,6 @@ def stream(*key: object) -> torch.Generator:
     """A CPU random stream for ``key``; streams of different keys are unrelated."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
-
-
-def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Pad with black, then cut windows of the original size.
-
-    Args:
-        images: ``(N, H, W, 3)`` uint8.
-        offsets: ``(N, 2)`` int64, row and column of the window in the padded image, each in
-            ``[0, 2 * padding]``.
-        padding: pixels on each side.
-
-    Returns:
-        ``(N, H, W, 3)``: `torchvision.transforms.RandomCrop` for given offsets.
-    """
-    n, height, width, channels = images.shape
-    padded = F.pad(images, (0, 0, *[padding] * 4))
-    # Every possible window of every image, as a view; one index then copies the wanted ones.
-    sample, row, column, _ = padded.stride()
-    places = 2 * padding + 1
-    windows = padded.as_strided(
-        (n, places, places, height, width * channels), (sample, row, column, row, 1)
-    )
-    samples = torch.arange(n, device=images.device)
-    return windows[samples, offsets[:, 0], offsets[:, 1]].view(images.shape)
-
-
-class View(NamedTuple):
-    """The random geometry of ``N`` images; a slice of it is the geometry of some of them.
-
-    Attributes:
-        angles: ``(N,)`` degrees, counter-clockwise.
-        offsets: ``(N, 2)`` int64, see `crop`.
-        flips: ``(N,)`` bool.
-    """
-
-    angles: Tensor
-    offsets: Tensor
-    flips: Tensor
 
 
 class Pipeline:

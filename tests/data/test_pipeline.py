@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from eakd.data import ImageData, Pipeline
-from eakd.data.pipeline import View, crop
+from eakd.data.geometry import View, crop
 from eakd.errors import UserError
 
 MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
