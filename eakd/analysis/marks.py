@@ -123,10 +123,11 @@ def _bars(
     spread = None
     if series.low is not None and series.high is not None:
         spread = np.stack([y - series.low, series.high - y])
+    control = mark.dashes == "-."  # hatched: in grey print it would look like an EA form
     return axes.bar(
         at, y, width * 0.92, yerr=spread, label=label, edgecolor=mark.colour, linewidth=0.8,
-        facecolor=mark.colour if mark.filled else "white",
-        hatch="" if mark.filled and mark.dashes == "-" else "//////" if mark.filled else "",
+        facecolor=mark.colour if mark.filled and not control else "white",
+        hatch="//////" if control else "",
         error_kw={"elinewidth": 0.7, "ecolor": INK, "capsize": 1.2, "capthick": 0.7},
     )  # fmt: skip
 
