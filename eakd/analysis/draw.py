@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,21 +156,23 @@ def _pictures(figure: Figure, spec: Any, panel: Panel, letter: str) -> None:
 
 
 def _legends(figure: Figure, handles: list[dict[str, Any]], width: float) -> None:
-    """One legend above, where the panels show the same series; else one in each panel."""
+    """Above, what several panels show; in a panel, what it alone shows beside other things."""
+    counts = Counter(name for each in handles for name in each)
+    shared = {name for name, count in counts.items() if count > 1 or len(handles) == 1}
+    for axes, each in zip(_charts(figure), handles, strict=True):
+        own = {name: handle for name, handle in each.items() if name not in shared}
+        if own and 1 < len(each) <= LEGEND:
+            axes.legend(
+                own.values(), own.keys(), loc="best", frameon=True, edgecolor="none",
+                framealpha=0.9, borderpad=0.2,
+            )  # fmt: skip
     entries: dict[str, Any] = {}
     for each in handles:
-        entries = {**each, **entries}  # the first panel's handle of a name stays
-    most = max(handles, key=len, default={})
+        for name in each:
+            if name in shared:
+                entries.setdefault(name, each[name])  # as the first panel shows it
     if not 1 < len(entries) <= LEGEND:
         return
-    if len(most) < len(entries) and len(handles) > 1:
-        for axes, each in zip(_charts(figure), handles, strict=True):
-            if len(each) > 1:
-                axes.legend(each.values(), each.keys(), loc="best", frameon=True,
-                            edgecolor="none", framealpha=0.9, borderpad=0.2)  # fmt: skip
-        return
-    order = [name for each in handles for name in each]
-    entries = {name: entries[name] for name in dict.fromkeys(order)}
     # As many beside each other as fit: a letter takes about 0.06 inches, a handle half an inch.
     columns = max(1, min(len(entries), int(width / (0.5 + 0.062 * max(map(len, entries))))))
     figure.legend(

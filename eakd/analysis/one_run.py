@@ -30,9 +30,9 @@ def page(runs: Runs, *, output_root: str = "outputs") -> Result:
         "rate": _panel(run, "learning rate", "rate", {"lr": "learning rate"}),
         "share": _panel(
             run,
-            "share of the loss",
+            "loss share by teacher entropy",
             "share, %",
-            {"share_low_entropy": "lowest tenth of H_T", "share_high_entropy": "highest tenth"},
+            {"share_low_entropy": "lowest tenth", "share_high_entropy": "highest tenth"},
             scale=100,
         ),
         "weight": _weight(run),
