@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from eakd.analysis.result import Panel, Series
-from eakd.config import EA
+from eakd.config import EA, base_method
 from eakd.plotting import INK, SOFT
 from eakd.reproduce.palette import COLOURS, looks
 
@@ -32,20 +32,22 @@ class Mark(NamedTuple):
 
 def marks(panels: Iterable[Panel]) -> dict[str, Mark]:
     """The mark of every series of a figure, by its name: the same in all of its panels."""
-    series = [each for panel in panels for each in panel.series]
-    names = list(dict.fromkeys(each.name for each in series if each.style != "reference"))
-    names = [name for name in names if name not in GREYS]
-    if series and all(each.style in ("points", "rings") for each in series) and len(names) > 3:
-        found = {
-            name: Mark(CLASSES[i % 10], True, MARKERS[i % 10], "-") for i, name in enumerate(names)
-        }
-    else:
-        found = {}
-        for name, look in looks(names).items():
-            control = "+" in name
-            dashes = "-." if control else "-" if look.filled else "--"
-            marker = "s" if control else "o"
-            found[name] = Mark(look.colour, look.filled, marker, dashes)
+    styles: dict[str, set[str]] = {}
+    for series in (each for panel in panels for each in panel.series):
+        if series.style != "reference" and series.name not in GREYS:
+            styles.setdefault(series.name, set()).add(series.style)
+    clouds = [name for name, found in styles.items() if found <= {"points", "rings"}]
+    classes = clouds if len(clouds) > 3 and not set(map(base_method, clouds)) & set(KNOWN) else []
+    found = {
+        name: Mark(CLASSES[i % 10], True, MARKERS[i % 10], "-") for i, name in enumerate(classes)
+    }
+    rest = [name for name in styles if name not in found]
+    for place, (name, look) in enumerate(looks(rest).items()):
+        if base_method(name) in KNOWN:
+            plain = "--" if not look.filled else "-." if "+" in name else "-"
+            found[name] = Mark(look.colour, look.filled, "s" if "+" in name else "o", plain)
+        else:  # anything else is told apart by its marker too
+            found[name] = Mark(look.colour, look.filled, MARKERS[place % 10], "-")
     return found | {name: Mark(grey, True, "o", "-") for name, grey in GREYS.items()}
 
 
@@ -121,10 +123,11 @@ def _bars(
     spread = None
     if series.low is not None and series.high is not None:
         spread = np.stack([y - series.low, series.high - y])
+    control = mark.dashes == "-."  # hatched: in grey print it would look like an EA form
     return axes.bar(
         at, y, width * 0.92, yerr=spread, label=label, edgecolor=mark.colour, linewidth=0.8,
-        facecolor=mark.colour if mark.filled else "white",
-        hatch="" if mark.filled and mark.dashes == "-" else "//////" if mark.filled else "",
+        facecolor=mark.colour if mark.filled and not control else "white",
+        hatch="//////" if control else "",
         error_kw={"elinewidth": 0.7, "ecolor": INK, "capsize": 1.2, "capthick": 0.7},
     )  # fmt: skip
 
