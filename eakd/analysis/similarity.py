@@ -18,7 +18,6 @@ from eakd.data.base import Batch
 from eakd.errors import UserError
 from eakd.training.device import Compute
 
-
 PIECE = 125  # samples of a Gram matrix, whose cost grows with their square
 
 
