@@ -84,6 +84,7 @@ def ask(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Arrays:
 def sample_weights(run: Run, student: Answers, teacher: Answers) -> np.ndarray:
     """EA-KD's weight of each sample, ``(N,)``, by the τ′ and the bound of the run.
 
+    Of raw logits, also where the run standardises them for its loss.
     Where a run weighs by another formula, that; where it weighs every sample alike, what EA would.
     """
     known = run.config.get("weighting")

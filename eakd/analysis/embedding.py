@@ -35,6 +35,7 @@ class Shown:
 
     name: str
     epoch: int | None
+    last: bool
     seed: int
     answers: Answers
     ranking: np.ndarray
@@ -92,7 +93,7 @@ def embedding(
     if not shown:
         raise UserError(opened.notes[0])
     chosen = choose_classes(classes, class_count, teacher)
-    last = [each for each in shown if each.epoch in (None, runs[0].epochs)]
+    last = [each for each in shown if each.last]
     others = [choose_classes("random", class_count, teacher, seed + 1) for seed in range(draws)]
     choices = [
         *((chosen, float(p)) for p in (perplexity, *perplexities)),
@@ -155,7 +156,7 @@ def _shown(
     first = first_with_teacher(runs)
     if networks in ("teacher", "all"):
         ranking = teacher.entropy(first.entropy_temperature)
-        yield Shown(TEACHER, None, first.seed, teacher, ranking, "teacher")
+        yield Shown(TEACHER, None, True, first.seed, teacher, ranking, "teacher")
     if networks == "teacher":
         return
     for name in runs.names:
@@ -172,7 +173,7 @@ def _shown(
                     if by == "auto":
                         by = "weight" if name.startswith(EA) else "student"
                     ranking = _ranking(by, run, answers, teacher)
-                    yield Shown(name, epoch, run.seed, answers, ranking, by)
+                    yield Shown(name, epoch, epoch == run.epochs, run.seed, answers, ranking, by)
             break
 
 

@@ -104,8 +104,8 @@ def landscape(
         raise UserError(networks.notes[0] if networks.notes else "runs: found none")
     count = surfaces.count(next(iter(used)))
     measures = {key: measure(loss, range, area) for key, loss in found.items()}
-    last = max(epoch for _, epoch, *_ in found if epoch is not None)
-    numbers, tests = summarise(measures, last)
+    epochs = {run.method: epochs_of(run, snapshots) for run in used}
+    numbers, tests = summarise(measures, epochs)
     return Result(
         panels={
             **pictures(found, measures, grid(points, range)),
@@ -114,7 +114,7 @@ def landscape(
         columns=max(1, len({epoch for _, epoch, *_ in found if epoch is not None})),
         numbers=numbers,
         tests=tests,
-        shows=shows(numbers, last, area),
+        shows=shows(numbers),
         not_shows=not_shows(numbers, measures),
         notes=(
             f"Cross-entropy on {count} {split} images, {points} × {points} points on "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,9 +19,12 @@ Key = tuple[str, int | None, int, int]  # name, epoch (None: a teacher), seed, d
 
 
 def summarise(
-    measures: Mapping[Key, Mapping[str, float]], last: int
+    measures: Mapping[Key, Mapping[str, float]], epochs: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Means and ranges over seeds and draws, and how often one method's surface is smoother.
+
+    Args:
+        epochs: of each method: those of its snapshots, then its last.
 
     Returns:
         ``variance.kd.epoch40`` (mean; also ``.low`` and ``.high``), which is also
@@ -30,13 +33,13 @@ def summarise(
         the paired test over seeds of the log variance, averaged over draws.
     """
     numbers: dict[str, float] = {}
-    epochs = sorted({epoch for _, epoch, *_ in measures if epoch is not None})
+    last = {name: each[-1] for name, each in epochs.items()}
     names = list(dict.fromkeys(name for name, *_ in measures))
     for name, epoch in dict.fromkeys(key[:2] for key in measures):
         own = [m for key, m in measures.items() if key[:2] == (name, epoch)]
-        places = [name] if epoch in (None, last) else []
+        places = [name] if epoch in (None, last.get(name)) else []
         if epoch is not None:  # by both, as the epochs of a shorter run have other numbers
-            places += [f"{name}.epoch{epoch}", f"{name}.snapshot{epochs.index(epoch) + 1}"]
+            places += [f"{name}.epoch{epoch}", f"{name}.snapshot{epochs[name].index(epoch) + 1}"]
         for quantity in own[0]:
             values = np.array([each[quantity] for each in own])
             known = values[np.isfinite(values)]
@@ -48,7 +51,9 @@ def summarise(
                     float(known.max()),
                 )
     for name, other in comparisons([name for name in names if name != TEACHER]):
-        twins = {key: (other, *key[1:]) for key in measures if key[:2] == (name, last)}
+        twins = {
+            key: (other, last[other], *key[2:]) for key in measures if key[:2] == (name, last[name])
+        }
         shared = [(measures[a], measures[b]) for a, b in twins.items() if b in measures]
         if not shared:
             continue
@@ -56,7 +61,7 @@ def summarise(
         for quantity in ("variance", "log_variance"):
             count = sum(a[quantity] < b[quantity] for a, b in shared)
             numbers[f"smaller.{quantity}.{name}-{other}"] = count
-    by_seed = {n: _log_variance_by_seed(measures, n, last) for n in names if n != TEACHER}
+    by_seed = {n: _log_variance_by_seed(measures, n, last[n]) for n in names if n != TEACHER}
     return numbers, corrected(differences(by_seed, "variance"))
 
 
@@ -128,7 +133,7 @@ def over_epochs(measures: Mapping[Key, Mapping[str, float]], area: float) -> dic
     return panels
 
 
-def shows(numbers: Mapping[str, float], last: int, area: float) -> str:
+def shows(numbers: Mapping[str, float]) -> str:
     texts = []
     for key, count in numbers.items():
         if key.startswith("pairs."):
@@ -145,7 +150,7 @@ def shows(numbers: Mapping[str, float], last: int, area: float) -> str:
             for key, value in numbers.items()
             if key.startswith("variance.") and key.count(".") == 1
         ]
-    return f"Variance of the loss surface at epoch {last}: {'; '.join(texts)}."
+    return f"Variance of the loss surface after the last epoch: {'; '.join(texts)}."
 
 
 def not_shows(numbers: Mapping[str, float], measures: Mapping[Key, Mapping[str, float]]) -> str:

@@ -18,6 +18,8 @@ from eakd.data.base import Batch
 from eakd.errors import UserError
 from eakd.training.device import Compute
 
+PIECE = 125  # samples of a Gram matrix, whose cost grows with their square
+
 
 def unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
     """HSIC₁ of Gram matrices ``(…, N, N)``, ``N > 3``; their diagonals do not count.
@@ -138,8 +140,11 @@ def _compare(
 ) -> np.ndarray:
     total, compute = CKA(), networks.compute
     for batch in batches:
-        if len(batch.images) > 3:
-            total.add(*(_stages(model, batch, compute) for model in (teacher, student)))
+        first, second = (_stages(model, batch, compute) for model in (teacher, student))
+        for at in range(0, len(batch.images), PIECE):
+            pieces = ([x[at : at + PIECE] for x in each] for each in (first, second))
+            if len(batch.images) - at > 3:
+                total.add(*pieces)
     return total.value()
 
 

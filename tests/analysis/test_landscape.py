@@ -13,6 +13,7 @@ from eakd.analysis.directions import Plane, direction, fold
 from eakd.analysis.landscape import landscape
 from eakd.analysis.measures import measure, radius, second_derivative
 from eakd.analysis.networks import Networks
+from eakd.analysis.roughness import summarise
 from eakd.analysis.runs import glob_runs
 from eakd.analysis.surface import balanced, evaluate_row, grid, surface
 from eakd.errors import UserError
@@ -282,6 +283,23 @@ def test_the_centre_is_the_loss_of_the_network(runs, outputs):
     wanted = F.cross_entropy(logits, labels).item()
     assert result.numbers["centre.kd"] == pytest.approx(wanted, rel=1e-4)
     assert result.about["samples"] == len(labels)
+
+
+def test_methods_of_different_lengths_are_compared_at_their_ends():
+    """MLD trains twice as long as KD."""
+    draws = {(seed, drawn): 1.0 + seed + 10 * drawn for seed in (0, 1, 2) for drawn in (0, 1)}
+    measures = {}
+    for (seed, drawn), value in draws.items():
+        for name, epoch, factor in (("kd", 120, 9), ("kd", 240, 1), ("ea_kd", 480, 0.5)):
+            found = {"variance": factor * value, "log_variance": factor * (value - 4)}
+            measures[name, epoch, seed, drawn] = found
+    numbers, tests = summarise(measures, {"kd": [40, 120, 240], "ea_kd": [80, 240, 480]})
+    assert numbers["variance.kd"] == pytest.approx(7) == 2 * numbers["variance.ea_kd"]
+    assert numbers["variance.kd.snapshot2"] == numbers["variance.kd.epoch120"] == pytest.approx(63)
+    assert (numbers["variance.kd.low"], numbers["variance.kd.high"]) == (1, 13)
+    assert numbers["pairs.ea_kd-kd"] == 6 == numbers["smaller.variance.ea_kd-kd"]
+    assert numbers["smaller.log_variance.ea_kd-kd"] == 3  # where half of it is less
+    assert tests["variance.ea_kd-kd"] < 1e-6
 
 
 def test_surfaces_of_runs(runs, outputs):
