@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -141,7 +142,7 @@ class TextData:
     def splits(self) -> Sequence[str]:
         return tuple(self.others)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return joined_fingerprint({"train": self.train, **self.others})
 

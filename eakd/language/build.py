@@ -198,9 +198,10 @@ def find_teacher(config: DictConfig, download: bool = True) -> Path:
 
 def teacher_words(config: DictConfig) -> list[str]:
     """The command that trains the teacher which a run looks for."""
-    words = [word for word in teacher_overrides(config) if word != "distiller=none"]
-    if not any(word.startswith("distiller=") for word in words):
-        words.insert(2, "distiller=language/sft")
+    words = [
+        "distiller=language/sft" if word == "distiller=none" else word
+        for word in teacher_overrides(config)
+    ]
     return [*command_words("train"), *config_dir_words(), *words]
 
 

@@ -9,6 +9,7 @@ one without by the rounding of kernels, which depends on what else is in a micro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class HiddenTable:
     def lengths(self) -> list[int]:
         return [len(row.response_ids) for row in self.data.train]
 
-    @property
+    @cached_property
     def table(self) -> Table:
         """The file behind it, named by all that its numbers depend on."""
         bytes_each = self.width * self.dtype.itemsize

@@ -132,11 +132,9 @@ class SFT(LanguageMethod):
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         temperature = getattr(self.weighting, "entropy_temperature", 3.0)
-        ones = torch.tensor(1.0 / batch.count)
 
         def foresee(start: int, stop: int, student: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-            factor = ones.to(student).expand(stop - start)
-            return factor, torch.zeros_like(factor)
+            return torch.full_like(student, 1 / batch.count), torch.zeros_like(student)
 
         options = Options(entropy_temperature=temperature)
         found, bound = self.values(batch, options, foresee)

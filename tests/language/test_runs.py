@@ -225,3 +225,46 @@ def test_a_real_model_teaches_on_real_text(real_data, tmp_path, words):
     with pytest.raises(UserError, match="found a tokenizer that differs from the student's"):
         train([*words, f"teacher.path={model}"], tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_bf16_trains_nearly_the_same_and_has_tables_of_its_own(words, tmp_path):
+    job = [*words, "student.dropout=0", "recipe.epochs=2", "record.snapshots=[]"]
+    exact = train(job, tmp_path / "float32")
+    half = train([*job, "precision=bf16"], tmp_path / "bf16")
+    table = train([*job, "precision=bf16", "teacher.table=true"], tmp_path / "table")
+    for rough in (half, table):
+        for a, b in zip(lines(exact), lines(rough), strict=True):
+            for key in ("train_loss_ce", "train_loss_kd", "test_loss"):
+                assert a[key] == pytest.approx(b[key], rel=0.03), key
+    # Weights stay float32, as an optimiser needs them.
+    weights = load_file(half / "last" / "model.safetensors").values()
+    assert {each.dtype for each in weights} == {torch.float32}
+    (folder,) = (tmp_path / "checkpoints" / "answers").iterdir()
+    tokens = json.loads((folder / "table.json").read_text())["facts"]["shape"]
+    assert (folder / "hidden.bin").stat().st_size == 2 * tokens[0] * tokens[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", ["ea", "matched"])
+def test_two_processes_train_the_same_student(words, tmp_path, weighting):
+    import subprocess
+    import sys
+
+    from eakd.places import ROOT
+
+    job = [*words, "student.dropout=0", "recipe.epochs=2", "record.snapshots=[]"]
+    job.append(f"weighting={weighting}")
+    expected = train(job, tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, "scripts/train.py", *job, "threads=1", f"run_dir={tmp_path / 'two'}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for a, b in zip(lines(expected), lines(tmp_path / "two"), strict=True):
+        for key in a.keys() - {"weight_std"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-3), key

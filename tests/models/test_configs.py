@@ -19,7 +19,10 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "model"
 
 
 def test_every_architecture_has_one() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*ZOO, *TIMM, "timm", "vit_tiny"}
+    files = {path.stem: path.read_text() for path in CONFIGS.glob("*.yaml")}
+    # Networks of other domains are tested there.
+    images = {name for name, text in files.items() if "_target_: eakd.models." in text}
+    assert images == {*ZOO, *TIMM, "timm", "vit_tiny"}
 
 
 @pytest.mark.parametrize("name", [*ZOO, "timm"])
