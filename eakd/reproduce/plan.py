@@ -218,6 +218,8 @@ def _smoke(table: Table) -> tuple[Table, list[str], int | None, str]:
     length = f"{epochs} epochs with " if epochs else ""
     about = f"{plan.get('smoke_text', length + ' '.join(words))}, whatever the table's data set"
     table = replace(table, data=(data or [table.data])[0], cells=cells)
+    if "smoke_metrics" in plan:  # of training itself: the table's test sets may not be there
+        table = replace(table, metrics=tuple(plan["smoke_metrics"]), evaluation="")
     return table, words, epochs, about
 
 

@@ -319,11 +319,11 @@ def test_killed_three_times_the_report_is_that_of_an_undisturbed_run(tmp_path):
     [
         (
             [],
-            "error: table: found 'nothing', allowed is one of 1, 2, 3, 4, 5, 7, 8, control, ",
+            "error: table: found 'nothing', allowed is one of 1, 2, 3, 4, 5, 6, 7, 8, control, ",
         ),
         (
             ["table=9"],
-            "error: table: found '9', allowed is one of 1, 2, 3, 4, 5, 7, 8, control, ",
+            "error: table: found '9', allowed is one of 1, 2, 3, 4, 5, 6, 7, 8, control, ",
         ),
         (["table=1", "mode=go"], "error: mode: found 'go', allowed is one of plan, run, status"),
         (["table=1", "pairs=[a-b]"], "error: pairs: found 'a-b', allowed is one of resnet32x4-"),

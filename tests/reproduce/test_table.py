@@ -125,15 +125,15 @@ def test_methods_of_ones_own(own_configs):
 
 def test_methods_of_a_group(own_configs):
     kd = "name: kd\n_target_: my.KD\n"
-    own_configs({"distiller/language/kd.yaml": kd, "distiller/language/none.yaml": kd})
-    definition = {**load_table("2"), "group": "language", "methods": ["kd", "ea_kd"]}
-    assert words_of(definition, "ea_kd") == ("distiller=language/ea_kd",)
+    own_configs({"distiller/speech/kd.yaml": kd, "distiller/speech/none.yaml": kd})
+    definition = {**load_table("2"), "group": "speech", "methods": ["kd", "ea_kd"]}
+    assert words_of(definition, "ea_kd") == ("distiller=speech/ea_kd",)
     config = compose(list(make_table(definition).cells[1].overrides))
     assert config.distiller._target_ == "my.KD" and method_label(config) == "ea_kd"
     with pytest.raises(UserError, match="methods: found 'dkd', allowed is one of kd, ea_kd, "):
         make_table(definition, methods=["dkd"])
     plan = make_plan(make_table(definition), seeds=[0], checkpoint_root="/nonexistent")
-    assert "distiller=language/none" in plan.teachers[0].overrides
+    assert "distiller=speech/none" in plan.teachers[0].overrides
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_unknown_names_list_the_valid_ones(arguments, message):
 
 
 def test_unknown_table():
-    with pytest.raises(UserError, match="table: found '9', allowed is one of 1, 2, 3, 4, 5, 7, 8"):
+    with pytest.raises(UserError, match="table: found '9', allowed is one of 1, 2, 3, 4, 5, 6"):
         load_table(9)
 
 
@@ -185,7 +185,7 @@ OWN = {
 
 def test_a_table_of_ones_own_networks_methods_and_data_is_planned(own_configs, tmp_path):
     own_configs(OWN)
-    ours = ["1", "2", "3", "4", "5", "7", "8", "control", "control_digits"]
+    ours = ["1", "2", "3", "4", "5", "6", "7", "8", "control", "control_digits"]
     assert table_names() == [*ours, "mine"]
     with pytest.raises(
         UserError, match=r"table: found 'x', allowed is one of 1, .*control_digits, mine"
