@@ -220,6 +220,7 @@ def _smoke(table: Table) -> tuple[Table, list[str], int | None, str]:
     table = replace(table, data=(data or [table.data])[0], cells=cells)
     if "smoke_metrics" in plan:  # of training itself: the table's test sets may not be there
         table = replace(table, metrics=tuple(plan["smoke_metrics"]), evaluation="")
+        table = replace(table, quantity="value", quantities="values")
     return table, words, epochs, about
 
 
