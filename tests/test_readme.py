@@ -37,13 +37,23 @@ def run(words, **environment):
     return processes.run(words, env={**os.environ, **environment})
 
 
+# What makes a run of a data set take seconds.
+SMALL = {
+    "scenes": ["recipe.steps_per_epoch=2", "data.train_images=16", "data.test_images=4"],
+    "python_docs": ["recipe.steps_per_epoch=2", "recipe.warmup_epochs=0"],
+    "digits_pool": ["data.train_per_class=4"],
+}
+
+
 def shrunk(words, tmp_path):
-    """The same command on a few digits for one epoch, writing elsewhere."""
-    small = [re.sub(r"^data=.*", "data=digits_pool", word) for word in words]
+    """The same command on little data for one epoch, writing elsewhere; images are digits."""
+    data = next((word[5:] for word in words if word.startswith("data=")), "digits_pool")
+    data = data if data in SMALL else "digits_pool"
+    small = [re.sub(r"^data=.*", f"data={data}", word) for word in words]
     small = [word for word in small if not word.startswith(("data.root", "recipe.epochs"))]
     return [
         *small,
-        *("recipe.epochs=1", "data.train_per_class=4"),
+        *("recipe.epochs=1", *SMALL[data]),
         *(f"output_root={tmp_path / 'outputs'}", f"checkpoint_root={tmp_path / 'checkpoints'}"),
     ]
 
@@ -92,6 +102,28 @@ def test_every_reproduce_command_of_the_readme_runs(tmp_path):
         assert result.returncode == 0, (words, result.stderr)
         if not any(word.startswith("mode=") for word in words):
             assert "runs are finished" in result.stdout
+
+
+@pytest.mark.slow
+def test_every_figure_command_of_the_readme_runs(tmp_path):
+    figures = [words for words in README if words[0] == "scripts/figure.py"]
+    assert len(figures) >= 3
+    roots = [f"output_root={tmp_path / 'outputs'}", f"checkpoint_root={tmp_path / 'checkpoints'}"]
+    small = ["scale=smoke", "pairs=[resnet14-resnet8]", 'overrides=["recipe.epochs=2"]', *roots]
+    watched = next(words for words in figures if "figure=run" in words)
+    for words in figures:
+        if words is not watched:
+            given = {word.partition("=")[0] for word in small}
+            result = run([*(w for w in words if w.partition("=")[0] not in given), *small])
+            assert result.returncode == 0, (words, result.stderr)
+    for name in ("2a", "3", "5"):
+        assert (tmp_path / "outputs" / "figures" / f"{name}-authors-smoke" / "figure.png").is_file()
+    words = [
+        re.sub(r"^runs=.*", f"runs={tmp_path}/outputs/digits/**/kd/seed0-*", word)
+        for word in watched
+    ]
+    result = run([*words, *roots])
+    assert result.returncode == 0, result.stderr
 
 
 OTHERS = {f"scripts/{name}.py" for name in ("reproduce", "teachers", "convert", "figure")}
