@@ -119,7 +119,7 @@ def test_every_figure_command_of_the_readme_runs(tmp_path):
     for name in ("2a", "3", "5"):
         assert (tmp_path / "outputs" / "figures" / f"{name}-authors-smoke" / "figure.png").is_file()
     words = [
-        re.sub(r"^runs=.*", f"runs={tmp_path}/outputs/digits/**/kd/seed0-*", word)
+        re.sub(r"^runs=.*", f"runs={tmp_path}/outputs/digits_pool/**/kd/seed0-*", word)
         for word in watched
     ]
     result = run([*words, *roots])
