@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from eakd.classification import Classification
-from eakd.classification.answers import placed
 from eakd.classification.build import build_distiller, build_model, strong_view, why_no_table
 from eakd.composing import compose
 from eakd.data import Pipeline
@@ -35,6 +34,7 @@ from eakd.training.loop import train_epoch
 from eakd.training.meters import Meters
 from eakd.training.optimizer import make_optimizer
 from eakd.training.schedule import Recipe
+from eakd.training.table import placed
 from eakd.training.task import samples
 from eakd.weighting import Weighting
 

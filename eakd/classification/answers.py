@@ -1,38 +1,24 @@
 """A frozen teacher's logits for every view of every training image, computed once.
 
 A crop and a flip make few views of an image, so a teacher that is asked about all of them never has
-to be asked again. A table is a folder: ``logits.bin`` holds float32 numbers, view after view, and
-``table.json`` what they are of and a CRC-32 of each view that is finished. A view is recorded after
-it lies on the disk, so building can be killed anywhere and goes on; opening reads every byte.
+to be asked again. `Table` tells how what it says lies on the disk: float32 numbers, view after view.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import shutil
-import time
-import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from eakd.data import Pipeline
 from eakd.errors import UserError
-from eakd.files import write_json
 from eakd.training.device import Compute
-from eakd.training.lock import Locked, RunLock
-from eakd.training.protocol import duration
-from eakd.training.reading import read_json
-
-log = logging.getLogger(__name__)
+from eakd.training.table import Table
 
 # Images of a teacher pass. All passes have a multiple of 16, as most batches of a run do: kernels
 # round the rest of a batch differently.
@@ -82,127 +68,51 @@ class AnswerTable:
     root: Path
     facts: dict[str, Any]
 
+    @cached_property
+    def table(self) -> Table:
+        """The file behind it; a block is a view."""
+        views, images, classes = self.facts["shape"]
+        about = f"{views} views of {images:,} images"
+        blocks = (4 * images * classes,) * views
+        return Table(self.root, self.facts, blocks, "view", "logits.bin", about)
+
     @property
     def folder(self) -> Path:
-        """Digests of weights, data and everything else, and the precision."""
-        digest = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
-        weights, data = self.facts["weights"][:16], self.facts["data"][:16]
-        return self.root / f"{weights}-{data}-{self.facts['precision']}-{digest[:8]}"
+        return self.table.folder
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return 4 * int(np.prod(self.facts["shape"]))
+        return self.table.size
 
     def __str__(self) -> str:
-        views, images, _ = self.facts["shape"]
-        return f"{views} views of {images:,} images, {self.size / 1e6:,.1f} MB in {self.folder}"
-
-    def missing(self) -> list[int]:
-        """The views that are not there, or are not what was written: every byte is read."""
-        views = self.facts["shape"][0]
-        checksums, path = self._checksums(), self.folder / "logits.bin"
-        try:
-            if path.stat().st_size != self.size or not any(checksums):
-                return list(range(views))
-            rows = np.memmap(path, np.uint8, "r").reshape(views, -1)
-        except OSError:
-            return list(range(views))
-        return [
-            v for v in range(views) if checksums[v] is None or zlib.crc32(rows[v]) != checksums[v]
-        ]
-
-    def _checksums(self) -> list[int | None]:
-        record, views = read_json(self.folder / "table.json"), self.facts["shape"][0]
-        found = record.get("checksums") if isinstance(record, dict) else None
-        whole = isinstance(found, list) and len(found) == views
-        return found if whole and record.get("facts") == self.facts else [None] * views
+        return str(self.table)
 
     def open(self) -> Tensor | None:
         """``(views * images, classes)`` on the disk, read as needed; ``None`` if not whole."""
-        if self.missing():
+        found = self.table.open()
+        if found is None:
             return None
-        # "c": torch wants memory that may be written to; the file is not.
-        logits = np.memmap(self.folder / "logits.bin", np.float32, "c")
-        return torch.from_numpy(logits).view(-1, self.facts["shape"][2])
+        return torch.from_numpy(found.view(np.float32)).view(-1, self.facts["shape"][2])
 
     def build(
         self, teacher: nn.Module, data: Pipeline, compute: Compute, show_bar: bool = False
     ) -> None:
-        """Ask ``teacher`` for what is missing.
-
-        One process at a time builds; others wait until it is done.
+        """Ask ``teacher`` for what is missing; see `Table.build`.
 
         Raises:
-            UserError: it has no room on the disk, its folder cannot be written, or the teacher is
-                in training mode, in which it says something else each time.
+            UserError: see there; or the teacher is in training mode, in which it says something
+                else each time.
         """
         if in_training_mode(teacher):
             raise UserError("teacher: found it in training mode, allowed is teacher.eval()")
-        self._check_room()
-        log.info("teacher.table: building %s", self)
-        try:
-            lock = self._lock()
-            try:
-                self._fill(teacher, data, compute, lock, show_bar)
-            finally:
-                lock.release()
-        except OSError as error:
-            raise UserError(
-                f"teacher.table: found {self.folder}, which cannot be written "
-                f"({error.strerror or error}), allowed is true with another checkpoint_root, or "
-                "false"
-            ) from error
+        images = self.facts["shape"][1]
 
-    def _check_room(self) -> None:
-        """Before anything is written: a full disk would stop other runs too."""
-        folder = self.folder.absolute()
-        needed = len(self.missing()) * self.size // self.facts["shape"][0]
-        place = next(each for each in (folder, *folder.parents) if each.exists())
-        free = shutil.disk_usage(place).free
-        if free < needed:
-            raise UserError(
-                f"teacher.table: found {free / 1e6:,.1f} MB free for {needed / 1e6:,.1f} MB of "
-                f"{self}, allowed is true with room for it, or false"
-            )
+        def view(number: int) -> bytes:
+            rows = torch.arange(number * images, (number + 1) * images)
+            return ask(teacher, data, compute, rows).cpu().numpy().tobytes()
 
-    def _lock(self) -> RunLock:
-        waiting = False
-        while True:
-            try:
-                return RunLock(self.folder).acquire()
-            except Locked as error:
-                if not waiting:
-                    log.info("teacher.table: waiting for the process that builds it (%s)", error)
-                waiting = True
-                time.sleep(1)
-
-    def _fill(
-        self, teacher: nn.Module, data: Pipeline, compute: Compute, lock: RunLock, show_bar: bool
-    ) -> None:
-        """Ask for what is missing now that no one else writes."""
-        missing, checksums = self.missing(), self._checksums()
-        for view in missing:
-            checksums[view] = None
-        images, path = self.facts["shape"][1], self.folder / "logits.bin"
-        began = time.perf_counter()
-        bar = tqdm(missing, desc="teacher.table", unit="view", disable=not show_bar)
-        with bar, path.open("r+b" if path.exists() else "x+b") as file:
-            file.truncate(self.size)
-            for done, view in enumerate(bar):
-                rows = torch.arange(view * images, (view + 1) * images)
-                answers = ask(teacher, data, compute, rows).cpu().numpy().tobytes()
-                file.seek(view * len(answers))
-                file.write(answers)
-                file.flush()
-                os.fsync(file.fileno())
-                lock.check()
-                checksums[view] = zlib.crc32(answers)
-                record = {"facts": self.facts, "checksums": checksums}
-                write_json(self.folder / "table.json", record)
-                if not done and len(missing) > 1:
-                    seconds = (time.perf_counter() - began) * (len(missing) - 1)
-                    log.info("teacher.table: about %s to go", duration(seconds))
+        self.table.build(view, show_bar)
 
 
 def in_training_mode(teacher: nn.Module) -> bool:
@@ -253,11 +163,3 @@ def answered_sizes(
         return torch.equal(found, known[:size])
 
     return {n for n in sizes if same(n) and (not doubled or same(2 * n))}
-
-
-def placed(answers: Tensor, device: torch.device) -> Tensor:
-    """On an accelerator with room to spare; else where it is."""
-    if device.type != "cuda":
-        return answers
-    room = torch.cuda.mem_get_info(device)[0] / 2
-    return answers.to(device) if answers.numel() * 4 <= room else answers

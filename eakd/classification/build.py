@@ -19,7 +19,6 @@ from eakd.classification.answers import (
     answered_sizes,
     facts_of_table,
     in_training_mode,
-    placed,
 )
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
@@ -39,6 +38,7 @@ from eakd.training.parallel import synchronize_batchnorm
 from eakd.training.reading import read_json
 from eakd.training.run import build_compute, build_weighting
 from eakd.training.schedule import Recipe
+from eakd.training.table import placed
 from eakd.training.task import Built
 from eakd.weighting import Weighting
 

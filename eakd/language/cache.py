@@ -23,7 +23,7 @@ from eakd.language.batches import TextData, collate, cut
 from eakd.language.models import split
 from eakd.language.text import fingerprint
 from eakd.training.device import Compute
-from eakd.training.table import Table
+from eakd.training.table import Table, placed
 
 ROWS = 256  # of a block
 
@@ -142,11 +142,3 @@ def hidden_states(model: nn.Module, batch: Any) -> Tensor:
     body = split(model).body
     states = body(input_ids=batch.tokens, use_cache=False).last_hidden_state
     return states.flatten(0, 1)[batch.places]
-
-
-def placed(states: Tensor, device: torch.device) -> Tensor:
-    """On an accelerator with room to spare; else where they are."""
-    if device.type != "cuda":
-        return states
-    room = torch.cuda.mem_get_info(device)[0] / 2
-    return states.to(device) if states.numel() * states.itemsize <= room else states

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from eakd.errors import UserError
@@ -43,6 +45,7 @@ class Table:
         sizes: bytes of each block.
         unit: what a block is, for progress bars.
         file: name of the file of blocks.
+        about: what it holds, in words.
     """
 
     root: Path
@@ -50,6 +53,7 @@ class Table:
     sizes: tuple[int, ...]
     unit: str = "block"
     file: str = "blocks.bin"
+    about: str = ""
 
     @property
     def folder(self) -> Path:
@@ -64,7 +68,8 @@ class Table:
         return sum(self.sizes)
 
     def __str__(self) -> str:
-        return f"{self.size / 1e6:,.1f} MB in {self.folder}"
+        about = f"{self.about}, " if self.about else ""
+        return f"{about}{self.size / 1e6:,.1f} MB in {self.folder}"
 
     @property
     def _bounds(self) -> list[tuple[int, int]]:
@@ -169,3 +174,11 @@ class Table:
                 if not done and len(missing) > 1:
                     seconds = (time.perf_counter() - began) * (len(missing) - 1)
                     log.info("teacher.table: about %s to go", duration(seconds))
+
+
+def placed(numbers: Tensor, device: torch.device) -> Tensor:
+    """On an accelerator with room to spare; else where they are."""
+    if device.type != "cuda":
+        return numbers
+    room = torch.cuda.mem_get_info(device)[0] / 2
+    return numbers.to(device) if numbers.numel() * numbers.itemsize <= room else numbers

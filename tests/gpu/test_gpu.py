@@ -10,7 +10,6 @@ from steps import BATCH, COUNT, METHODS, method_of, pipeline
 from eakd.benchmark.loops import our_loop, random_images
 from eakd.benchmark.timing import peak_memory
 from eakd.classification import Classification
-from eakd.classification.answers import placed
 from eakd.composing import compose
 from eakd.data import Pipeline, digits
 from eakd.data.randaugment import randaugment
@@ -23,6 +22,7 @@ from eakd.training.meters import Meters
 from eakd.training.optimizer import make_optimizer
 from eakd.training.reading import read_metrics
 from eakd.training.run import build_compute, run
+from eakd.training.table import placed
 from eakd.weighting import Weighting
 
 pytestmark = pytest.mark.gpu
