@@ -24,11 +24,11 @@ from eakd.errors import UserError, check_choice, check_number
 
 # What a map may be coloured by, and what the colour bar says.
 COLOURS = {
-    "teacher_entropy": "mean teacher entropy, nats",
-    "student_entropy": "mean student entropy, nats",
+    "teacher_entropy": "mean $H_T$, nats",
+    "student_entropy": "mean $H_S$, nats",
     "weight": "mean weight",
-    "correctness": "epochs in which it was right, %",
-    "forgetting": "times it was forgotten",
+    "correctness": "epochs right, %",
+    "forgetting": "times forgotten",
 }
 REGIONS = ("easy", "ambiguous", "hard")
 
@@ -102,7 +102,7 @@ def data_map(
             f"Confidence and variability are mean and standard deviation (ddof 0) of the true "
             f"class's probability over {epochs_text(epochs)}, on augmented images, while the "
             "weights move; a sample is forgotten when it is right in one of them and wrong in the "
-            "next.",
+            "next. H_T and H_S are the entropies of teacher and student.",
             f"Regions are the {100 * share:.0f} % of the samples with the highest confidence "
             "(easy), highest variability (ambiguous), lowest confidence (hard); they overlap.",
             "The picture shows the lowest seed of each method"

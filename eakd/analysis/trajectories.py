@@ -90,7 +90,7 @@ def trajectories(
         ),
         notes=(
             "Entropies are those of the augmented images, so part of a line's movement is "
-            "augmentation.",
+            "augmentation; H_T is the mean of the teacher's over these epochs.",
             "The samples are the same in all panels, chosen by the mean of the teacher's entropy "
             f"in the run {display(runs[0].method)}, seed {runs[0].seed}.",
             *told("within.highest", tests, p),
@@ -144,7 +144,7 @@ def _thumbnails(
     data = Networks(output_root, "cpu", "float32").data(run).data
     return {
         f"pictures.{group}": Panel(
-            title=f"{group} teacher entropy",
+            title=f"{group} $H_T$",
             pictures=data.train_images[chosen[group]],
             captions=tuple(
                 f"{str(data.classes[data.train_labels[place]])[:LETTERS]}\nH_T {entropy[place]:.2f}"
