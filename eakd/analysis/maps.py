@@ -24,8 +24,8 @@ from eakd.errors import UserError, check_choice, check_number
 
 # What a map may be coloured by, and what the colour bar says.
 COLOURS = {
-    "teacher_entropy": "mean $H_T$, nats",
-    "student_entropy": "mean $H_S$, nats",
+    "teacher_entropy": "mean H_T, nats",
+    "student_entropy": "mean H_S, nats",
     "weight": "mean weight",
     "correctness": "epochs right, %",
     "forgetting": "times forgotten",

@@ -144,7 +144,7 @@ def _thumbnails(
     data = Networks(output_root, "cpu", "float32").data(run).data
     return {
         f"pictures.{group}": Panel(
-            title=f"{group} $H_T$",
+            title=f"{group} H_T",
             pictures=data.train_images[chosen[group]],
             captions=tuple(
                 f"{str(data.classes[data.train_labels[place]])[:LETTERS]}\nH_T {entropy[place]:.2f}"
