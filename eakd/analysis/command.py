@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from eakd.analysis.figures import Figure, figure_names, lacking, load_figure, merged
 from eakd.analysis.making import Made, Request, insert, make, write_pages
-from eakd.analysis.retraining import retrained, retraining
+from eakd.analysis.retraining import recording, retrained, retraining
 from eakd.analysis.runs import Runs, as_run, glob_runs
 from eakd.analysis.watching import draw_run
 from eakd.config import plain
@@ -128,7 +128,7 @@ def plans_of(figures: Sequence[Figure], config: DictConfig) -> dict[str, Plan]:
     known: dict[str, Plan] = {}
     plans = {}
     for each in figures:
-        key = repr((each.runs, each.control))
+        key = repr((each.runs, each.control, "samples" in each.needs))
         if key in known:
             table = replace(known[key].table, name=f"figure {each.name}", title=each.title)
             plans[each.name] = replace(known[key], table=table)
@@ -150,7 +150,7 @@ def plan_of(figure: Figure, config: DictConfig) -> Plan:
         pairs = figure.runs.get("smoke_pairs", ["resnet20-resnet8"])
     if isinstance(pairs, list) and len(pairs) != 1:
         raise UserError(f"pairs: found {len(pairs)} pairs, allowed is one pair for a figure")
-    return make_plan(
+    plan = make_plan(
         figure.table(pairs, config.control),
         seeds=plain(config.seeds),
         protocol=config.protocol,
@@ -159,6 +159,7 @@ def plan_of(figure: Figure, config: DictConfig) -> Plan:
         output_root=config.output_root,
         checkpoint_root=config.checkpoint_root,
     )
+    return recording(plan, figure.needs)
 
 
 def finished(plan: Plan, states: dict[Path, State]) -> Runs:

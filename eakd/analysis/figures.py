@@ -204,7 +204,13 @@ def merged(plans: Iterable[Plan]) -> Plan:
             known = cells.get(cell, {})
             if any(jobs[s].directory != known[s].directory for s in set(jobs) & set(known)):
                 cell, known = replace(cell, variant=f"{cell.variant} ({plan.table.name})"), {}
-            cells[cell] = {**known, **jobs}
+            # Of equal runs the one that records more, see `eakd.analysis.retraining.recording`.
+            more = {
+                seed: job
+                for seed, job in jobs.items()
+                if seed not in known or len(job.overrides) > len(known[seed].overrides)
+            }
+            cells[cell] = {**known, **more}
     table = plans[0].table
     if len(plans) > 1:
         table = replace(table, name=f"{plans[0].table.name} and {len(plans) - 1} more")

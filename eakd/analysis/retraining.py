@@ -23,6 +23,26 @@ def retrained(directory: Path, output_root: str) -> Path:
     return root / FOLDER / directory.relative_to(root)
 
 
+def recording(plan: Plan, needs: Collection[str]) -> Plan:
+    """The plan, whose students also record the values of single samples where they are needed.
+
+    What a run records is no part of its identity: it stays the run that other figures share.
+    """
+    if "samples" not in needs:
+        return plan
+    cells = {
+        cell: {seed: _recorded(job) for seed, job in jobs.items()}
+        for cell, jobs in plan.cells.items()
+    }
+    return replace(plan, cells=cells)
+
+
+def _recorded(job: Job) -> Job:
+    if any(text.startswith("record.samples=") for text in job.overrides):  # as the user wants it
+        return job
+    return replace(job, overrides=(*job.overrides, "record.samples=all"))
+
+
 def retraining(plan: Plan, directories: Collection[Path], output_root: str) -> Plan:
     """The plan of the second runs of some of a plan's directories."""
     cells = {

@@ -14,6 +14,7 @@ LAST, PREVIOUS = "last.pt", "previous.pt"  # checkpoints
 METRICS, DYNAMICS = "metrics.jsonl", "dynamics.jsonl"  # a line an epoch
 SEGMENTS = 10  # of a line of dynamics
 SNAPSHOTS = "snapshots"  # a folder of weights
+SAMPLES = "samples"  # a folder of what each sample came to
 
 
 def read_json(path: Path) -> Any | None:

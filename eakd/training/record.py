@@ -25,6 +25,7 @@ from eakd.training.reading import (
     LAST,
     METRICS,
     PREVIOUS,
+    SAMPLES,
     SNAPSHOTS,
     checksum,
     differences,
@@ -119,8 +120,8 @@ class RunRecord:
         self._open = True
         if self.writes:
             # Nobody else writes here now, so these are what killed processes left.
-            for folder in (self.directory, self.directory / SNAPSHOTS, self.directory / ".hydra"):
-                for path in folder.glob(".*.tmp"):
+            for name in (".", SNAPSHOTS, SAMPLES, ".hydra"):
+                for path in (self.directory / name).glob(".*.tmp"):
                     if path.is_dir():  # of a task whose students are folders
                         shutil.rmtree(path, ignore_errors=True)
                     else:
@@ -130,7 +131,8 @@ class RunRecord:
         if (fresh or self.fresh) and self.writes:
             for name in ("summary.json", METRICS, DYNAMICS, LAST, PREVIOUS):
                 (self.directory / name).unlink(missing_ok=True)
-            shutil.rmtree(self.directory / SNAPSHOTS, ignore_errors=True)
+            for name in (SNAPSHOTS, SAMPLES):
+                shutil.rmtree(self.directory / name, ignore_errors=True)
         if self.summary is None:  # a finished run stays as it is
             self._write("config.json", self.config)
             self.set_status("running")

@@ -1,12 +1,13 @@
 """What a run leaves while it trains: its lines, the best and the last student, snapshots.
 
-``dynamics.jsonl`` and the snapshots are for figures. They change no number of the run and are no
-part of its identity. Both are on by default, because a run without them must be trained again when
-somebody wants to look into it.
+``dynamics.jsonl``, the snapshots and the values of single samples are for figures. They change no
+number of the run and are no part of its identity. The first two are on by default, because a run
+without them must be trained again when somebody wants to look into it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from eakd.errors import UserError, check_choice, check_number
 from eakd.training.dynamics import in_short, segments
 from eakd.training.meters import Meters
 from eakd.training.reading import DYNAMICS, PREVIOUS, SNAPSHOTS, text_digest
+from eakd.training.sample_values import sample_file, sample_values, write_samples
 from eakd.training.schedule import Recipe
 from eakd.training.state import State
 from eakd.training.task import Task, samples
@@ -29,6 +31,8 @@ class Recording:
         dynamics: write a line of `segments` after each epoch.
         snapshots: epochs after which the student's weights are kept; values below 1 are fractions
             of the run, rounded. The last epoch's are kept anyway.
+        samples: epochs, or fractions, after which the values of every training sample are written
+            (`eakd.training.sample_values`); ``"all"`` epochs, or ``None``.
 
     Raises:
         UserError: a value out of range.
@@ -36,14 +40,13 @@ class Recording:
 
     dynamics: bool = True
     snapshots: tuple[float, ...] = (1 / 6, 1 / 2)
+    samples: tuple[float, ...] | str | None = None
 
     def __post_init__(self) -> None:
         check_choice("dynamics", self.dynamics, (True, False))
-        if not isinstance(self.snapshots, list | tuple):
-            raise UserError(f"snapshots: found {self.snapshots!r}, allowed is a list of numbers")
-        for value in self.snapshots:
-            check_number("snapshots", value, above=0)
-            check_number("snapshots", value, above=0, integer=value >= 1)
+        _check_moments("snapshots", self.snapshots, "a list of numbers")
+        if self.samples not in (None, "all"):
+            _check_moments("samples", self.samples, "null, all or a list of numbers")
 
     def snapshot_epochs(self, epochs: int) -> set[int]:
         """The epochs of a run of ``epochs`` after which a snapshot is written.
@@ -51,14 +54,34 @@ class Recording:
         Raises:
             UserError: an epoch that the run does not have.
         """
-        for value in self.snapshots:
-            if value > epochs:
-                raise UserError(
-                    f"record.snapshots: found {value}, allowed is at most {epochs}, the epochs of "
-                    "the run"
-                )
-        found = {epoch_at(value, epochs) for value in self.snapshots}
-        return {epoch for epoch in found if epoch < epochs}
+        return _epochs("snapshots", self.snapshots, epochs) - {epochs}
+
+    def sample_epochs(self, epochs: int) -> set[int]:
+        """The epochs of a run of ``epochs`` after which the values of samples are written.
+
+        Raises:
+            UserError: an epoch that the run does not have.
+        """
+        if isinstance(self.samples, str):
+            return set(range(1, epochs + 1))
+        return _epochs("samples", self.samples or (), epochs)
+
+
+def _check_moments(name: str, values: object, allowed: str) -> None:
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{name}: found {values!r}, allowed is {allowed}")
+    for value in values:
+        check_number(name, value, above=0)
+        check_number(name, value, above=0, integer=value >= 1)
+
+
+def _epochs(name: str, values: Iterable[float], epochs: int) -> set[int]:
+    for value in values:
+        if value > epochs:
+            raise UserError(
+                f"record.{name}: found {value}, allowed is at most {epochs}, the epochs of the run"
+            )
+    return {epoch_at(value, epochs) for value in values}
 
 
 def epoch_at(value: float, epochs: int) -> int:
@@ -84,6 +107,7 @@ class Recorder:
         self.task, self.state, self.recipe = task, state, recipe
         self.dynamics, self.teacher_entropy = recording.dynamics, teacher_entropy
         self.snapshots = recording.snapshot_epochs(recipe.epochs)
+        self.samples = recording.sample_epochs(recipe.epochs)
         self.tracked: dict[str, float] = {}  # of the last epoch, for trackers only
         self.selection = "val" if "val" in state.data.splits else "test"
         self.metric = next(iter(task.metrics))
@@ -103,6 +127,8 @@ class Recorder:
             self.export("best", state.best)
         if epoch in self.snapshots:
             self.export(f"{SNAPSHOTS}/epoch{epoch:03d}", line)
+        if epoch in self.samples and state.record.writes and (values := sample_values(meters)):
+            write_samples(sample_file(state.record.directory, epoch), values)
         if self.dynamics and state.record.writes:
             temperature = getattr(state.distiller.weighting, "entropy_temperature", 3.0)
             dynamics = segments(meters, temperature, self.teacher_entropy)

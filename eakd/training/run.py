@@ -126,6 +126,7 @@ def _train(
     recipe = build(config.recipe, "recipe", Recipe)
     recording = build(config.record, "record", Recording)
     recording.snapshot_epochs(recipe.epochs)
+    recording.sample_epochs(recipe.epochs)
     tracker = build(config.tracking, "tracking", NoTracking) if processes.first else NoTracking()
     compute = processes.in_turn(lambda: build_compute(config, processes))
     task = load_task(config.data.get("task"))

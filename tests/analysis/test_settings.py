@@ -8,7 +8,10 @@ import yaml
 from eakd.config import CONFIGS
 from eakd.targets import locate
 
-MODULES = ("gap", "embedding", "landscape", "fidelity", "similarity", "pictures")
+MODULES = (
+    *("gap", "embedding", "landscape", "fidelity", "similarity", "pictures"),
+    *("maps", "trajectories"),
+)
 
 
 def files():
@@ -26,4 +29,4 @@ def test_every_setting_is_in_the_file(figure):
 
 
 def test_there_are_some():
-    assert len([*files()]) == 13
+    assert len([*files()]) == 15

@@ -19,6 +19,7 @@ from eakd.data import ImageData, Pipeline
 from eakd.data.randaugment import RandAugment
 from eakd.errors import UserError
 from eakd.training.run import run
+from eakd.training.sample_values import read_samples, sample_file
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -155,12 +156,21 @@ def test_a_step_without_a_sample_for_each_process_is_refused(batch_size, smalles
 @pytest.mark.parametrize("method", [["distiller=ea_kd"], ["distiller=kd", "weighting=matched"]])
 def test_two_processes_compute_what_one_does(common, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"
+    method = [*method, "record.samples=[2]"]
     summary = alone(*common, *method, f"run_dir={one}")
     output = launch(*common, *method, f"run_dir={two}")
     assert output.count("epoch 1/2") == 1  # one process speaks
     assert_same_metrics(metrics(one), metrics(two))
     assert_same_weights(one, two)
     assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()} - {"train.log"}
+
+    expected, samples = (read_samples(sample_file(folder, 2)) for folder in (one, two))
+    assert expected.keys() == samples.keys() and len(samples["index"]) == 90
+    for name, values in expected.items():
+        if name == "correct":  # two logits that are as good as equal may change sides
+            assert (values != samples[name]).sum() <= 1
+        else:
+            np.testing.assert_allclose(samples[name], values, rtol=5e-3, atol=1e-3)
 
     found = json.loads((two / "summary.json").read_text())
     assert (summary["processes"], found["processes"]) == (1, 2)

@@ -14,11 +14,19 @@ from eakd.composing import compose
 from eakd.config import config_hash, identity
 from eakd.distillers.base import Terms, Total
 from eakd.errors import UserError
+from eakd.training import state as state_module
 from eakd.training.dynamics import segments
 from eakd.training.meters import Meters
 from eakd.training.parallel import ALONE
 from eakd.training.recording import Recording
 from eakd.training.run import run
+from eakd.training.sample_values import (
+    read_samples,
+    sample_epochs,
+    sample_file,
+    sample_values,
+    write_samples,
+)
 from eakd.weighting import Entropies, entropy
 
 
@@ -239,6 +247,173 @@ def test_snapshots_are_the_student_of_that_epoch(tiny_with_teacher, tmp_path):
     assert not folder.exists() and len(lines(tmp_path)) == 4 and again["epochs"] == 4
 
 
+# --- the values of single samples ---
+
+
+def test_a_file_holds_what_the_meters_do(tmp_path):
+    loss = np.array([1.0, 1e6, -1e6, 0.1, np.nan, *range(8)])
+    right = np.array([0, 100] * 6 + [100])
+    meters, by_index = filled(13, batch=4, loss=loss, right=right)
+    meters.rows[meters.rows.index("right")] = "top1"  # as images call it
+    values = sample_values(meters)
+    assert values.keys() == {"teacher_entropy", "student_entropy", "loss", "weight", "correct"}
+    assert all(v.dtype == np.float16 for k, v in values.items() if k != "correct")
+    assert values["correct"].nbytes == 2
+    path = sample_file(tmp_path, 7)
+    write_samples(path, values)
+    assert path.name == "epoch007.npz" and sample_epochs(tmp_path) == [7]
+    found = read_samples(path)
+    assert found["index"].tolist() == [*range(13)]
+    assert found["correct"].tolist() == (right == 100).tolist()
+    assert found["loss"][1] == 65504 and found["loss"][2] == -65504 and np.isnan(found["loss"][4])
+    np.testing.assert_allclose(found["weight"], by_index["weight"], rtol=1e-3)
+    np.testing.assert_allclose(found["teacher_entropy"], by_index["teacher"], rtol=1e-3, atol=1e-6)
+    first = path.read_bytes()
+    write_samples(path, sample_values(filled(13, 4, 0, loss=loss, right=right)[0]) | values)
+    assert read_samples(path).keys() == found.keys() | {"right"}
+    write_samples(path, values)
+    assert path.read_bytes() == first  # equal values, equal bytes
+
+
+def test_an_epoch_that_leaves_samples_out_says_which(tmp_path):
+    meters, by_index = filled(10)
+    meters.seen = 7  # the last step was never made
+    values = sample_values(meters)
+    seen = np.sort(meters.index[:7].numpy())
+    write_samples(tmp_path / "x.npz", values)
+    found = read_samples(tmp_path / "x.npz")
+    assert found["index"].tolist() == seen.tolist()
+    np.testing.assert_allclose(found["loss"], by_index["loss"][seen], rtol=1e-3)
+    assert sample_values(Meters(torch.device("cpu"), 3)) == {}
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "no archive", "empty", "other lengths", "gone"])
+def test_a_damaged_file_of_samples_is_named(kind, tmp_path):
+    path = tmp_path / "epoch001.npz"
+    write_samples(path, sample_values(filled(100)[0]))
+    whole = path.read_bytes()
+    if kind == "other lengths":
+        write_samples(path, {"loss": np.zeros(3), "weight": np.zeros(4)})
+    elif kind == "gone":
+        path.unlink()
+    else:
+        half = len(whole) // 2
+        flipped = whole[:half] + bytes([whole[half] ^ 255]) + whole[half + 1 :]
+        contents = {"cut": whole[:half], "flipped": flipped, "no archive": b"text", "empty": b""}
+        path.write_bytes(contents[kind])
+    with pytest.raises(UserError) as caught:
+        read_samples(path)
+    assert str(caught.value).startswith(f"{path}: found ") and "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "epoch001.npz"
+    write_samples(path, {"loss": np.zeros(3, np.float16)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # refuses as a full disk does
+    try:
+        with pytest.raises(OSError) as caught:
+            write_samples(path, {"loss": np.random.default_rng(0).random(50_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (None, set()),
+        ((), set()),
+        ("all", {1, 2, 3, 4, 5, 6, 7, 8}),
+        ((0.5, 8), {4, 8}),  # the last epoch too: nothing else holds it
+        ((1 / 6, 0.999), {1, 8}),
+    ],
+)
+def test_samples_are_epochs_or_fractions(samples, expected):
+    assert Recording(samples=samples).sample_epochs(8) == expected
+
+
+def stable(directory):
+    times = ("train_seconds", "samples_per_second")
+    return [
+        {k: v for k, v in line.items() if k not in times}
+        for line in lines(directory, "metrics.jsonl")
+    ]
+
+
+@pytest.mark.parametrize("method", ["ea_kd", "none"])
+def test_samples_change_nothing_and_are_what_dynamics_sum_up(method, tiny_with_teacher, tmp_path):
+    job = [*tiny_with_teacher, f"distiller={method}", "threads=1"]
+    hashes = {config_hash(identity(compose([*job, *o]))) for o in ([], ["record.samples=all"])}
+    assert len(hashes) == 1
+    train(tmp_path / "off", *job)
+    train(tmp_path / "on", *job, "record.samples=all")
+    on, off = (load_file(tmp_path / n / "last.safetensors") for n in ("on", "off"))
+    assert all(torch.equal(on[key], off[key]) for key in on)
+    assert stable(tmp_path / "on") == stable(tmp_path / "off")
+    assert lines(tmp_path / "on") == lines(tmp_path / "off")
+    assert not (tmp_path / "off" / "samples").exists()
+    assert sample_epochs(tmp_path / "on") == [1, 2]
+    for line in lines(tmp_path / "on"):
+        found = read_samples(sample_file(tmp_path / "on", line["epoch"]))
+        assert found["index"].tolist() == [*range(80)]
+        names = {"index", "correct", "student_entropy", "target_probability"}
+        more = set() if method == "none" else {"teacher_entropy", "loss", "weight"}
+        assert found.keys() == names | more
+        (ranking, *_) = line["by"].values()
+        for name in ("student_entropy", "target_probability", *more):
+            mean = np.average(ranking[name]["mean"], weights=ranking["samples"])
+            assert found[name].astype(float).mean() == pytest.approx(mean, rel=2e-3)
+        top1 = np.average(ranking["top1"]["mean"], weights=ranking["samples"])
+        assert 100 * found["correct"].mean() == pytest.approx(top1)
+    train(tmp_path / "on", *job, "resume=false")
+    assert not (tmp_path / "on" / "samples").exists()  # of the run before
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_kill_between_samples_and_checkpoint_changes_nothing(
+    tiny_with_teacher, tmp_path, monkeypatch
+):
+    job = [*tiny_with_teacher, "distiller=ea_kd", "recipe.epochs=4", "threads=1"]
+    job.append("record.samples=[0.5,3]")
+    train(tmp_path / "whole", *job)
+    save = state_module.save_checkpoint
+
+    def die(directory, state):
+        if state["epoch"] == 3:
+            raise Killed
+        save(directory, state)
+
+    monkeypatch.setattr(state_module, "save_checkpoint", die)
+    stopped = tmp_path / "stopped"
+    with pytest.raises(Killed):
+        train(stopped, *job)
+    monkeypatch.setattr(state_module, "save_checkpoint", save)
+    assert sample_epochs(stopped) == [2, 3] and len(lines(stopped)) == 3
+    left = stopped / "samples" / ".epoch003.npz.k2j4.tmp"  # and one killed while it wrote
+    left.write_text("half of something")
+    sample_file(stopped, 3).write_bytes(b"another epoch's")
+    train(stopped, *job)
+    assert not left.exists() and sample_epochs(stopped) == [2, 3]
+    for epoch in (2, 3):
+        expected, found = (sample_file(tmp_path / n, epoch) for n in ("whole", "stopped"))
+        assert expected.read_bytes() == found.read_bytes()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tiny_with_teacher, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "samples").write_text("a file in the way")
+    with pytest.raises(OSError) as caught:
+        train(tmp_path / "run", *tiny_with_teacher, "record.samples=all")
+    assert "samples" in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -250,6 +425,13 @@ def test_snapshots_are_the_student_of_that_epoch(tiny_with_teacher, tmp_path):
         ("record.snapshots=[half]", "record.snapshots: found 'half'"),
         ("+record.every=3", "record.every: found a key that eakd.training.Recording does not take"),
         ("record.snapshots=[99]", "record.snapshots: found 99, allowed is at most 2"),
+        ("record.samples=some", "record.samples: found 'some', allowed is null, all or a list of"),
+        ("record.samples=true", "record.samples: found True, allowed is null, all or a list of"),
+        ("record.samples=3", "record.samples: found 3, allowed is null, all or a list of numbers"),
+        ("record.samples=[0]", "record.samples: found 0, allowed is a number > 0"),
+        ("record.samples=[1.5]", "record.samples: found 1.5, allowed is an integer > 0"),
+        ("record.samples=[half]", "record.samples: found 'half'"),
+        ("record.samples=[3]", "record.samples: found 3, allowed is at most 2, the epochs of the"),
     ],
 )
 def test_wrong_settings_are_named(override, words, tiny_with_teacher, tmp_path):

@@ -17,6 +17,7 @@ from eakd.composing import compose
 from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, UserError
 from eakd.training.run import run
+from eakd.training.sample_values import sample_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,6 +115,7 @@ def undisturbed(tiny_with_teacher, tmp_path_factory):
     """The words of a run of twelve epochs, and where it was left in peace."""
     folder = tmp_path_factory.mktemp("undisturbed")
     common = [*tiny_with_teacher, "distiller=ea_kd", "recipe.epochs=12", "threads=1"]
+    common.append("record.samples=all")
     train(*common, f"run_dir={folder}")
     return common, folder
 
@@ -144,6 +146,9 @@ def test_stopping_and_continuing_changes_nothing(undisturbed, tmp_path, kill):
     for name in weights:
         whole, continued = (load_file(folder / name) for folder in (undisturbed, stopped))
         assert all(torch.equal(whole[key], continued[key]) for key in whole), name
+    for epoch in range(1, 13):
+        whole, continued = (sample_file(folder, epoch) for folder in (undisturbed, stopped))
+        assert whole.read_bytes() == continued.read_bytes()
     for name in ("metrics.jsonl", "dynamics.jsonl"):
         expected, found = (
             [json.loads(line) for line in (folder / name).read_text().splitlines()]
