@@ -1,7 +1,7 @@
 """A frozen teacher's logits for every view of every training image, computed once.
 
 A crop and a flip make few views of an image, so a teacher that is asked about all of them never has
-to be asked again. `Table` tells how what it says lies on the disk: float32 numbers, view after view.
+to be asked again. `Table` tells how its answers lie on the disk: float32 numbers, view after view.
 """
 
 from __future__ import annotations
