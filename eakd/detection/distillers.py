@@ -70,11 +70,12 @@ class Detector(Distiller):
 
         Args:
             batch: a `BoxBatch`: ``images`` (n, 3, H, W), ``sizes``, ``targets``.
-            progress: decides what is sampled, with the rank of this process.
+            progress: decides what is sampled, with the rank of this process and the micro-batch.
         """
         student = self.student
         # torchvision samples by the global generators; so what it draws depends on nothing else.
-        torch.manual_seed(progress.generator().initial_seed() % 2**62 + 1_000_003 * rank())
+        seed = progress.generator().initial_seed() % 2**62 + 1_000_003 * rank()
+        torch.manual_seed(seed + 998_244_353 * batch.start)
         sizes, targets = list(batch.sizes), [dict(target) for target in batch.targets]
         maps = student.maps(batch.images, sizes)
         proposals, first = student.rpn(ImageList(batch.images, sizes), maps, targets)
@@ -145,6 +146,12 @@ class RegionDistiller(Detector):
 
     def forward(self, batch: BoxBatch, progress: Progress) -> RegionTerms:
         regions, losses = self.student_pass(batch, progress)
+        return self.judge(batch, regions, losses, progress)
+
+    def judge(
+        self, batch: BoxBatch, regions: Regions, losses: dict[str, Tensor], progress: Progress
+    ) -> RegionTerms:
+        """Ask the teacher of the student's regions, and `compare` those that are distilled."""
         teacher = self.teacher_pass(batch, regions.boxes)
         if self.rois == "foreground":
             regions, teacher = on_foreground(regions, teacher)
