@@ -83,32 +83,11 @@ def draw_regions(config: DictConfig) -> list[dict[str, Any]]:
         images = own_images(data, *find_images(config.images))
     for key, picture, image, batch in tqdm(images, desc="weighing", unit=" images", disable=None):
         terms = weigh(distiller, batch, compute, progress)
-        weight = terms.weight.double().cpu()
-        order = weight.argsort(descending=True, stable=True)[:most]
         # To the image's own pixels, each axis by its own factor, as in evaluations.
         (height, width), size = image.shape[:2], batch.sizes[0]
         scale = np.array([width, height] * 2) / np.array([*size[::-1]] * 2)
-        boxes, students, teachers = (
-            x.double().cpu()[order].numpy()
-            for x in (
-                terms.boxes[0],
-                terms.student_logits.argmax(dim=1),
-                terms.teacher_logits.argmax(dim=1),
-            )
-        )
-        rows = [
-            {
-                **key,
-                "bbox": [x, y, right - x, bottom - y],
-                "weight": value,
-                "student": names[int(student)],
-                "teacher": names[int(teacher)],
-            }
-            for (x, y, right, bottom), value, student, teacher in zip(
-                (boxes * scale).tolist(), weight[order].tolist(), students, teachers, strict=True
-            )
-        ]
-        save(coloured(image, boxes * scale, rows), out / picture)
+        rows = [{**key, **row} for row in heaviest(terms, scale, names, most)]
+        save(coloured(image, rows), out / picture)
         found, count = found + rows, count + 1
     write_json(out / "rois.json", found)
     log.info("%d regions in %d images: %s", len(found), count, out)
@@ -243,13 +222,42 @@ def weigh(
     return terms
 
 
-def coloured(image: np.ndarray, boxes: np.ndarray, rows: list[dict[str, Any]]) -> np.ndarray:
+def heaviest(
+    terms: RegionTerms, scale: np.ndarray, names: list[str], most: int
+) -> list[dict[str, Any]]:
+    """The ``most`` regions of highest weight of one image, as `draw_regions` describes them.
+
+    Args:
+        scale: ``(4,)``, what turns boxes of the batch into boxes of the image.
+        names: of the background and of each class.
+    """
+    weight = terms.weight.cpu().double()
+    order = weight.argsort(descending=True, stable=True)[:most]
+    answers = (terms.student_logits, terms.teacher_logits)
+    students, teachers = (x.argmax(dim=1).cpu()[order].tolist() for x in answers)
+    boxes = (terms.boxes[0].cpu().double()[order].numpy() * scale).tolist()
+    return [
+        {
+            "bbox": [x, y, right - x, bottom - y],
+            "weight": value,
+            "student": names[student],
+            "teacher": names[teacher],
+        }
+        for (x, y, right, bottom), value, student, teacher in zip(
+            boxes, weight[order].tolist(), students, teachers, strict=True
+        )
+    ]
+
+
+def coloured(image: np.ndarray, rows: list[dict[str, Any]]) -> np.ndarray:
     """The image, enlarged if it is small, with boxes from blue to red, the heaviest on top."""
     factor = max(1, SIDE // max(image.shape[:2]))
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    boxes = np.array([row["bbox"] for row in rows[::-1]]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
     weights = np.array([row["weight"] for row in rows[::-1]])
     spread = np.ptp(weights) if len(weights) else 0
     shares = (weights - weights.min()) / spread if spread else np.ones(len(weights))
     captions = [f"{r['weight']:.2f} {r['student']} | {r['teacher']}" for r in rows[::-1]]
     hues = [round(BLUE * (1 - share)) for share in shares.tolist()]
-    return drawn(image, factor * boxes[::-1].copy(), captions, hues)
+    return drawn(image, factor * boxes, captions, hues)

@@ -118,13 +118,15 @@ def test_images_of_ones_own(runs, tmp_path):
 
 def test_the_heaviest_is_red_and_on_top():
     image = np.zeros((40, 40, 3), np.uint8)
-    boxes = np.array([[10.0, 10.0, 30.0, 30.0], [10.0, 10.0, 30.0, 35.0]])
-    rows = [{"weight": w, "student": "", "teacher": ""} for w in (2.0, 1.0)]
-    found = coloured(image, boxes, rows).astype(int)
+    rows = [
+        {"bbox": [10.0, 10.0, 20.0, height], "weight": weight, "student": "", "teacher": ""}
+        for height, weight in ((20.0, 2.0), (25.0, 1.0))
+    ]
+    found = coloured(image, rows).astype(int)
     assert found.shape == (640, 640, 3)
     red, blue = found[400, 160], found[540, 160]  # where both are, and below the heavier one
     assert red[0] > red[2] and blue[2] > blue[0]
-    assert (coloured(image, boxes[:0], []) == 0).all()
+    assert (coloured(image, []) == 0).all()
 
 
 def test_bad_runs_are_one_line(runs, tmp_path):
@@ -162,4 +164,6 @@ def test_bad_runs_are_one_line(runs, tmp_path):
             predict(settings(directory, tmp_path / "out", *words))
         message = str(caught.value)
         assert message.startswith(expected) and "\n" not in message, message
+        # What it says trains a teacher is accepted.
+        assert ("train it with" in message) == (" distiller=detection/none save_" in message)
         assert not (tmp_path / "out").exists()
