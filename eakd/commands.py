@@ -70,7 +70,7 @@ def report(config: DictConfig) -> None:
 
 @command
 def predict(config: DictConfig) -> None:
-    """Draw the boxes that a detector finds in images, and write them down."""
+    """Draw the boxes that a detector finds in images, or weighs most in its distillation."""
     from eakd.detection.predict import predict
 
     predict(config)

@@ -1,4 +1,4 @@
-"""Draw the boxes that a detector finds in images, and write them down."""
+"""Draw the boxes that a detector finds in images, or weighs most in its distillation."""
 
 from eakd.commands import predict
 

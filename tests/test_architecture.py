@@ -52,7 +52,7 @@ ALLOWED = {
     },
     "benchmark": {
         *("errors", "files", "weighting", *CONFIG),
-        *("data", "models", "distillers", "training", "classification"),
+        *("data", "models", "distillers", "training", "classification", "detection"),
     },
     "reproduce": {
         *("errors", "files", "plotting", *CONFIG, "command_line"),

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from eakd.benchmark import detection
 from eakd.benchmark.loops import (
-    EA,
     LIMIT,
     OURS,
     PLAIN,
@@ -23,6 +23,7 @@ from eakd.benchmark.loops import (
     build_loops,
     build_table_loops,
     our_loop,
+    plain_images,
     plain_process,
     random_images,
 )
@@ -34,7 +35,9 @@ from eakd.benchmark.timing import (
     compare_table,
     peak_memory,
 )
+from eakd.checking import check_keys
 from eakd.composing import compose
+from eakd.config import check_domain
 from eakd.data.base import ImageData
 from eakd.errors import UserError, check_boolean, check_number
 from eakd.files import write_json
@@ -61,6 +64,7 @@ def benchmark(config: DictConfig) -> str:
     check_boolean("table", config.table)
     if config.table and config.methods is not None:
         raise UserError("table: found true, allowed with a list of methods is false")
+    of_detection(config)  # refuses what neither measures
     compute = build_compute(config)
     measure = measure_method if config.methods is None else measure_methods
     numbers, lines = measure(config, compute)
@@ -95,17 +99,20 @@ def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any]
     Returns:
         What goes into the JSON, and the lines of the table.
     """
-    data = random_images(config, config.steps)
-    rehearse(config, data, compute)
-    with plain_process(config, compute) as plain:
+    if of_detection(config):
+        data, build, build_plain = None, detection.build_loops, detection.plain_loop
+    else:
+        data, build, build_plain = random_images(config, config.steps), build_loops, plain_images
+    rehearse(config, data, compute, build)
+    with plain_process(config, compute, build_plain) as plain:
         plain()  # warm-up: compilation, worker start, allocator
         rounds, table_rounds, plain_seconds = [], [], []
         for turn in range(config.rounds):
-            rounds.append(one_round(config, data, compute, turn))
+            rounds.append(one_round(config, data, compute, turn, build))
             if config.table:
                 table_rounds.append(one_round(config, data, compute, turn, build_table_loops))
             plain_seconds.append(plain() / config.steps)
-    seconds = {name: all_steps(rounds, name).wall for name in (OURS, EA, LIMIT)}
+    seconds = {name: all_steps(rounds, name).wall for name in rounds[0]}
     seconds[PLAIN] = plain_seconds
     for name in (TABLE, STUDENT) if config.table else ():
         seconds[name] = all_steps(table_rounds, name).wall
@@ -133,7 +140,32 @@ def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any]
     if config.table:
         lines.append(f"step with a table / step: {numbers['table_over_step']}")
         lines.append(f"step with a table / student alone: {numbers['table_over_student']}")
+    if detection.FLOAT32 in speeds:
+        ratio = numbers["float32_over_plain"] = speeds[detection.FLOAT32] / speeds[PLAIN]
+        lines.append(f"ours in float32 / plain: {ratio:.2f}")
     return numbers, lines
+
+
+def of_detection(config: DictConfig) -> bool:
+    """Whether detectors are measured, on a set of boxes, or classifiers, on noise.
+
+    Raises:
+        UserError: the set of another domain, or an option that detectors do not have.
+    """
+    name = config.data.get("name")
+    if name is None:
+        check_keys(OmegaConf.to_container(config), {"mean": None, "std": None}, at="data")
+        return False
+    if config.data.get("task") != "eakd.detection.Detection":
+        raise UserError(
+            f"data: found {name}, allowed is a set of boxes, such as scenes, or none: images are "
+            "noise of image_size pixels"
+        )
+    for key in ("methods", "table"):
+        if config[key]:
+            raise UserError(f"{key}: found {config[key]}, allowed with data={name} is none")
+    check_domain(config)
+    return True
 
 
 def measure_methods(config: DictConfig, compute: Compute) -> tuple[dict[str, Any], list[str]]:
@@ -195,20 +227,25 @@ def each_method(config: DictConfig) -> list[tuple[str, DictConfig]]:
     return configs
 
 
-def rehearse(config: DictConfig, data: ImageData, compute: Compute) -> None:
+def rehearse(
+    config: DictConfig,
+    data: ImageData | None,
+    compute: Compute,
+    build: Callable[..., dict[str, Loop]] = build_loops,
+) -> None:
     """One step of each loop, so that what cannot be measured is told before hours of the rest.
 
     Raises:
         UserError: a wrong value, or a method without ``passes``; it is named.
     """
-    for build in (build_loops, build_table_loops) if config.table else (build_loops,):
-        for loop in build(config, data, compute).values():
+    for each in (build, build_table_loops) if config.table else (build,):
+        for loop in each(config, data, compute).values():
             next(loop)
 
 
 def one_round(
     config: DictConfig,
-    data: ImageData,
+    data: ImageData | None,
     compute: Compute,
     turn: int,
     build: Callable[..., dict[str, Loop]] = build_loops,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
@@ -174,12 +175,27 @@ def limit_loop(config: DictConfig, compute: Compute) -> Loop:
         UserError: at the first step, a method without ``passes``.
     """
     distiller, _, optimizer = build_method(config, compute, Weighting("uniform"))
+    yield from passes_alone(distiller, optimizer, one_batch(config, compute), compute, config)
+
+
+def one_batch(config: DictConfig, compute: Compute) -> Batch:
+    """A batch of noise on the device, with two views."""
     count, size = config.batch_size, config.image_size
     views = torch.rand(2, count, 3, size, size, device=compute.device)
     # In the memory format in which the pipeline leaves its batches.
     weak, strong = (view.to(memory_format=torch.channels_last) for view in views)
     targets = torch.zeros(count, dtype=torch.int64, device=compute.device)
-    batch = Batch(images=weak, targets=targets, index=targets, strong=strong)
+    return Batch(images=weak, targets=targets, index=targets, strong=strong)
+
+
+def passes_alone(
+    distiller: Distiller,
+    optimizer: torch.optim.Optimizer,
+    batch: Any,
+    compute: Compute,
+    config: DictConfig,
+) -> Loop:
+    """`limit_loop` of a method that is built, on a batch of any domain."""
     gradients: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # the same work, but random gradients do not blow the weights up
@@ -255,12 +271,21 @@ def plain_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
     return block
 
 
+def plain_images(config: DictConfig, compute: Compute) -> Block:
+    """`plain_loop` over noise of its own."""
+    return plain_loop(config, random_images(config, config.steps), compute)
+
+
 @contextmanager
-def plain_process(config: DictConfig, compute: Compute) -> Iterator[Block]:
-    """`plain_loop` in a process of its own, one block for each call."""
+def plain_process(
+    config: DictConfig,
+    compute: Compute,
+    build: Callable[[DictConfig, Compute], Block] = plain_images,
+) -> Iterator[Block]:
+    """A plain loop in a process of its own, one block for each call."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_plain_loop, args=(config, compute, theirs))
+    process = context.Process(target=_serve_plain_loop, args=(config, compute, theirs, build))
     process.start()
     theirs.close()  # so that a dead process is an error here, not a wait for ever
 
@@ -276,9 +301,14 @@ def plain_process(config: DictConfig, compute: Compute) -> Iterator[Block]:
         process.join()
 
 
-def _serve_plain_loop(config: DictConfig, compute: Compute, pipe: Connection) -> None:
+def _serve_plain_loop(
+    config: DictConfig,
+    compute: Compute,
+    pipe: Connection,
+    build: Callable[[DictConfig, Compute], Block],
+) -> None:
     if config.threads is not None:  # torch's own setting is not inherited
         torch.set_num_threads(config.threads)
-    block = plain_loop(config, random_images(config, config.steps), compute)
+    block = build(config, compute)
     while pipe.recv():
         pipe.send(block())

@@ -131,6 +131,7 @@ class BoxBatch(NamedTuple):
             and ``labels`` ``(k,)`` int64 in ``[1, C]``; k may be 0.
         index: ``(n,)`` int64 position of each image in its split.
         original_sizes: height and width of each image as it is annotated.
+        start: how many images of the step come before, in micro-batches of this process.
     """
 
     images: Tensor
@@ -138,3 +139,4 @@ class BoxBatch(NamedTuple):
     targets: list[dict[str, Tensor]]
     index: Tensor
     original_sizes: list[tuple[int, int]]
+    start: int = 0

@@ -33,6 +33,7 @@ PIPELINE_KEYS = (
     *("short_sides", "long_side", "test_short_side", "flip", "keep_empty"),
     *("eval_batch_size", "workers"),
 )
+UNTAUGHT = "distiller=detection/none"  # trains a detector without a teacher
 DATA_KEYS = ("name", "num_classes", "load", *PIPELINE_KEYS, *FACTS["data"])
 
 
@@ -65,9 +66,7 @@ def find_inputs(config: DictConfig) -> dict[str, str]:
     """
     found = {"data_fingerprint": build(config.data.load, "data", BoxData).fingerprint}
     if needs_teacher(config):
-        root, name = Path(config.checkpoint_root), config.teacher.name
-        path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry={})
-        found["teacher_digest"] = weights_digest(path)
+        found["teacher_digest"] = weights_digest(find_weights(config, "teacher", entry={}))
     return found
 
 
@@ -147,7 +146,7 @@ def find_weights(config: DictConfig, role: str, entry: dict[str, Any]) -> Path:
         config[role].name,
         Path(config.checkpoint_root),
         entry,
-        command=lambda: teacher_command(config),
+        command=lambda: teacher_command(config).replace(" distiller=none ", f" {UNTAUGHT} "),
         key="teacher.checkpoint" if ours else "checkpoint",
     )
 

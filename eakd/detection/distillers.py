@@ -63,18 +63,20 @@ class Detector(Distiller):
             )
         self.box_beta = student.rpn.beta = BETAS[box_loss]
 
-    def student_pass(
+    def proposed(
         self, batch: BoxBatch, progress: Progress
-    ) -> tuple[Regions, dict[str, Tensor]]:
-        """The student's regions and its own losses, from one pass.
+    ) -> tuple[Regions, Tensor, dict[str, Tensor]]:
+        """The student's regions, the offsets ``(R, 4)`` they should have, and the first stage's
+        losses, which torchvision computes with its proposals.
 
         Args:
             batch: a `BoxBatch`: ``images`` (n, 3, H, W), ``sizes``, ``targets``.
-            progress: decides what is sampled, with the rank of this process.
+            progress: decides what is sampled, with the rank of this process and the micro-batch.
         """
         student = self.student
         # torchvision samples by the global generators; so what it draws depends on nothing else.
-        torch.manual_seed(progress.generator().initial_seed() % 2**62 + 1_000_003 * rank())
+        seed = progress.generator().initial_seed() % 2**62 + 1_000_003 * rank()
+        torch.manual_seed(seed + 998_244_353 * batch.start)
         sizes, targets = list(batch.sizes), [dict(target) for target in batch.targets]
         maps = student.maps(batch.images, sizes)
         proposals, first = student.rpn(ImageList(batch.images, sizes), maps, targets)
@@ -84,14 +86,20 @@ class Detector(Distiller):
         image = torch.cat(
             [torch.full_like(x[:, 0], i, dtype=torch.int64) for i, x in enumerate(boxes)]
         )
-        regions = Regions(logits, offsets, labels, image, boxes)
-        classes, distances = region_losses(regions, torch.cat(goals), self.box_beta)
-        return regions, {
-            "rpn_class": first["loss_objectness"],
-            "rpn_box": first["loss_rpn_box_reg"],
-            "roi_class": classes,
-            "roi_box": distances,
-        }
+        losses = {"rpn_class": first["loss_objectness"], "rpn_box": first["loss_rpn_box_reg"]}
+        return Regions(logits, offsets, labels, image, boxes), torch.cat(goals), losses
+
+    def student_pass(
+        self, batch: BoxBatch, progress: Progress
+    ) -> tuple[Regions, dict[str, Tensor]]:
+        """The student's regions and its own losses, from one pass; see `proposed`."""
+        regions, goals, losses = self.proposed(batch, progress)
+        classes, distances = region_losses(regions, goals, self.box_beta)
+        return regions, {**losses, "roi_class": classes, "roi_box": distances}
+
+    def passes(self, batch: BoxBatch, progress: Progress) -> tuple[Tensor, ...]:
+        regions, _, losses = self.proposed(batch, progress)
+        return regions.logits, regions.offsets, *losses.values()
 
     def forward(self, batch: BoxBatch, progress: Progress) -> RegionTerms:
         regions, losses = self.student_pass(batch, progress)
@@ -145,10 +153,21 @@ class RegionDistiller(Detector):
 
     def forward(self, batch: BoxBatch, progress: Progress) -> RegionTerms:
         regions, losses = self.student_pass(batch, progress)
+        return self.judge(batch, regions, losses, progress)
+
+    def judge(
+        self, batch: BoxBatch, regions: Regions, losses: dict[str, Tensor], progress: Progress
+    ) -> RegionTerms:
+        """Ask the teacher of the student's regions, and `compare` those that are distilled."""
         teacher = self.teacher_pass(batch, regions.boxes)
         if self.rois == "foreground":
             regions, teacher = on_foreground(regions, teacher)
         return self.compare(regions, teacher, losses, progress)
+
+    def passes(self, batch: BoxBatch, progress: Progress) -> tuple[Tensor, ...]:
+        regions, _, losses = self.proposed(batch, progress)
+        teacher = self.teacher_pass(batch, regions.boxes)
+        return regions.logits, regions.offsets, *losses.values(), *teacher
 
     @torch.no_grad()
     def teacher_pass(self, batch: BoxBatch, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:

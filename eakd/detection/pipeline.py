@@ -165,7 +165,9 @@ class BoxPipeline:
         for row, images in zip(rows, self._decoded("train", [row[0] for row in rows]), strict=True):
             cut = torch.arange(len(row[0])).tensor_split(self.accumulate)
             made = [
-                self._batch("train", *(each[p] for each in row), [images[i] for i in p.tolist()])
+                self._batch(
+                    "train", *(each[p] for each in row), [images[i] for i in p.tolist()]
+                )._replace(start=int(p[0]))
                 for p in cut
                 if len(p)
             ]

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from eakd.data.pixels import is_image
-from eakd.data.source import Folder, Source, as_path, open_source
 from eakd.detection.boxes import BoxBatch
-from eakd.detection.coco import read_image
 from eakd.detection.evaluation import detect
+from eakd.detection.pictures import drawn, find_images, picture_names, read, save
 from eakd.detection.pipeline import assemble, resized
+from eakd.detection.rois import draw_regions
 from eakd.detection.teacher import read_categories
-from eakd.errors import UserError, check_folder, check_number, check_text
-from eakd.files import write_atomically, write_json
+from eakd.errors import UserError, check_choice, check_folder, check_number, check_text
+from eakd.files import write_json
 from eakd.models.weights import load_weights
 from eakd.targets import build
 from eakd.training.device import Compute
@@ -54,20 +52,24 @@ def predict(config: DictConfig) -> list[dict[str, Any]]:
     """Draw and write what ``configs/predict.yaml`` describes.
 
     Returns:
-        What ``detections.json`` holds: ``file_name``, ``category_id``, ``category``, ``bbox`` as x,
-        y, width and height in pixels of the upright image, and ``score``.
+        With ``show=rois``, see `draw_regions`; else what ``detections.json`` holds: ``file_name``,
+        ``category_id``, ``category``, ``bbox`` as x, y, width and height in pixels of the upright
+        image, and ``score``.
 
     Raises:
         UserError: a wrong value, no image, or a damaged one.
     """
+    check_choice("show", config.show, ("boxes", "rois"))
+    if config.show == "rois":
+        return draw_regions(config)
     least = check_number("score", config.score, at_least=0, at_most=1)
     check_folder("out", config.out)
     source, names = find_images(config.images)
     compute = build_compute(config)
     detector = load_detector(config, compute)
-    out, pictures, found = Path(config.out), _pictures(names), []
+    out, pictures, found = Path(config.out), picture_names(names), []
     for name in tqdm(names, desc="detecting", unit=" images", disable=None):
-        image = _read(source, name)
+        image = read(source, name)
         boxes, labels, scores = _detect(detector, image, compute)
         keep = scores >= least
         boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
@@ -84,49 +86,13 @@ def predict(config: DictConfig) -> list[dict[str, Any]]:
             )
         ]
         captions = [f"{row['category']} {100 * row['score']:.0f}" for row in rows]
-        _save(drawn(image, boxes, labels, captions), out / pictures[name])
+        # A golden angle around the wheel of colours, so that neighbouring labels differ.
+        hues = [int(label * 137.5) % 360 for label in labels.tolist()]
+        save(drawn(image, boxes, captions, hues), out / pictures[name])
         found += rows
     write_json(out / "detections.json", found)
     log.info("%d boxes in %d images: %s", len(found), len(names), out)
     return found
-
-
-def find_images(value: object) -> tuple[Source, list[str]]:
-    """The images behind ``images``, and where they are.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = as_path("images", value)
-    try:
-        if path.is_file() and is_image(path.name):
-            return Folder(path.parent), [path.name]
-        source = open_source(path) if path.is_dir() or path.suffix.lower() == ".zip" else None
-        names = _below(source) if source else []
-    except UserError as error:
-        raise UserError(str(error).replace("root:", "images:", 1)) from error
-    if source is None and not path.exists():
-        raise UserError(f"images: found no {path}, allowed is an image, a folder or a zip file")
-    if source is None or not names:
-        raise UserError(
-            f"images: found no image in {path}, allowed are files ending in .png, .jpg or another "
-            "suffix of images"
-        )
-    return source, names
-
-
-def _below(source: Source) -> list[str]:
-    files, folders = source.children()
-    for folder in folders:
-        files += source.below(folder)
-    return sorted(filter(is_image, files))
-
-
-def _read(source: Source, name: str) -> np.ndarray:
-    try:
-        return read_image(source, name)
-    except UserError as error:
-        raise UserError(str(error).replace("root:", "images:", 1)) from error
 
 
 def load_detector(config: DictConfig, compute: Compute) -> Detector:
@@ -196,34 +162,3 @@ def _detect(
     index = torch.zeros(1, dtype=torch.int64)
     found = detect(detector.model, [BoxBatch(images, [size], [], index, [original])], compute)
     return found.boxes, found.labels, found.scores
-
-
-def drawn(
-    image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, captions: list[str]
-) -> np.ndarray:
-    """The image with boxes and captions, one colour for each label."""
-    from torchvision.utils import draw_bounding_boxes
-
-    # A golden angle around the wheel of colours, so that neighbouring labels differ.
-    colours = [f"hsl({int(label * 137.5) % 360}, 90%, 60%)" for label in labels.tolist()]
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    if len(boxes):
-        width = max(1, round(max(image.shape) / 300))
-        corners: Tensor = torch.from_numpy(boxes)
-        pixels = draw_bounding_boxes(pixels, corners, captions, colours, width=width)
-    return pixels.permute(1, 2, 0).numpy()
-
-
-def _pictures(names: list[str]) -> dict[str, Path]:
-    """A ``.png`` for each image; of two that differ in their suffix only, with that in its name."""
-    stems = {name: PurePosixPath(name).with_suffix("") for name in names}
-    counts = Counter(stems.values())
-    return {
-        name: Path(f"{stem if counts[stem] == 1 else name}.png") for name, stem in stems.items()
-    }
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    write_atomically(path, lambda temporary: Image.fromarray(image).save(temporary, "PNG"))

@@ -53,9 +53,7 @@ def load_teacher(
     Raises:
         UserError: no such weights, see `load_weights`, or those of other classes.
     """
-    check_categories("teacher.checkpoint", path, data)
-    load_weights(model, path)
-    teacher = compute.place(frozen_teacher(compute.move(model), compute.dtype, fold))
+    teacher = open_teacher(model, path, data, compute, fold)
     facts = [weights_digest(path), data.fingerprint, compute.precision, network]
     facts += [data.test_short_side, data.long_side, data.eval_batch_size]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -79,6 +77,15 @@ def load_teacher(
             data.name,
         )
     return teacher, metrics
+
+
+def open_teacher(
+    model: nn.Module, path: Path, data: BoxPipeline, compute: Compute, fold: bool = True
+) -> nn.Module:
+    """The frozen network with the weights in a file, ready on the device; see `load_teacher`."""
+    check_categories("teacher.checkpoint", path, data)
+    load_weights(model, path)
+    return compute.place(frozen_teacher(compute.move(model), compute.dtype, fold))
 
 
 def read_categories(path: Path) -> list[tuple[int, str]] | None:

@@ -19,6 +19,7 @@ class Pictures(NamedTuple):
     sizes: list[tuple[int, int]]
     targets: list[dict[str, Tensor]]
     index: Tensor
+    start: int = 0
 
 
 def pictures(seed: int = 0, objects: tuple[int, ...] = (2, 1), side: int = 64) -> Pictures:

@@ -128,6 +128,8 @@ def test_parts_and_micro_batches_make_up_the_batch(accumulate):
     for expected, *found in zip(whole.epoch(3), *(p.epoch(3) for p in parts), strict=True):
         pieces = [b for each in found for b in (each if accumulate > 1 else [each])]
         assert len(pieces) == 2 * accumulate
+        # Of the 3 and 2 images of each part.
+        assert [p.start for p in pieces] == ([0, 0] if accumulate == 1 else [0, 2, 0, 1])
         assert torch.cat([p.index for p in pieces]).tolist() == expected.index.tolist()
         images = [
             (image, size) for p in pieces for image, size in zip(p.images, p.sizes, strict=True)

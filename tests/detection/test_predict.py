@@ -9,7 +9,8 @@ from coco_sets import picture
 from PIL import Image
 
 from eakd.composing import compose
-from eakd.detection.predict import drawn, find_images, predict
+from eakd.detection.pictures import drawn, find_images
+from eakd.detection.predict import predict
 from eakd.errors import UserError
 from eakd.models.weights import save_weights
 
@@ -75,11 +76,11 @@ def test_weights_without_names_are_numbered(tmp_path):
 
 def test_a_box_is_drawn_where_it_is():
     image = np.zeros((60, 80, 3), np.uint8)
-    found = drawn(image, np.array([[20.0, 15.0, 60.0, 45.0]]), np.array([1]), [""])
+    found = drawn(image, np.array([[20.0, 15.0, 60.0, 45.0]]), [""], [120])
     rows, columns = np.nonzero(found.any(axis=2))
     assert (rows.min(), rows.max()) == (15, 45) and (columns.min(), columns.max()) == (20, 60)
     assert not found[25:35, 30:50].any()
-    assert np.array_equal(drawn(image, np.zeros((0, 4)), np.zeros(0, int), []), image)
+    assert np.array_equal(drawn(image, np.zeros((0, 4)), [], []), image)
 
 
 def test_bad_input_is_one_line(weights, tmp_path):

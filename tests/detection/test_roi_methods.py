@@ -165,15 +165,16 @@ def test_resumed_bit_for_bit():
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
-def test_steps_and_processes_sample_for_themselves(monkeypatch):
+def test_steps_processes_and_micro_batches_sample_for_themselves(monkeypatch):
     method, batch = Detector(student(rois_per_image=16)).train(), pictures()
 
-    def boxes(now):
+    def boxes(now, batch=batch):
         return torch.cat(method(batch, now).boxes)
 
     first = boxes(START)
     assert torch.equal(first, boxes(START))
     assert not torch.equal(first, boxes(START._replace(step=1)))
+    assert not torch.equal(first, boxes(START, batch._replace(start=2)))
     monkeypatch.setattr("eakd.detection.distillers.rank", lambda: 1)
     assert not torch.equal(first, boxes(START))
 
