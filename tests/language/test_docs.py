@@ -74,7 +74,7 @@ def test_sizes_that_models_state():
                     GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
                 )
             else:
-                sizes = {k: v for k, v in node.items() if k not in ("name", "_target_")}
+                sizes = {k: v for k, v in node.items() if k not in ("name", "task", "_target_")}
                 sizes = {k: v for k, v in sizes.items() if k not in ("checkpoint", "table")}
                 model = tiny_gpt(tokenizer=tokenizer, **sizes)
         millions = sum(p.numel() for p in model.parameters()) / 1e6

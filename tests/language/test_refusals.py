@@ -33,8 +33,16 @@ def refusal(words, tmp_path, *more):
             "distiller: found kd, a method for eakd.classification.Classification, allowed with "
             "data=text is language/jsd, language/kd, language/rkld",
         ),
-        (["student=resnet8"], "student: found resnet8, which is no language model, allowed with"),
-        (["teacher=resnet8"], "teacher: found resnet8, which is no language model, allowed with"),
+        (
+            ["student=resnet8"],
+            "student: found resnet8, a network for eakd.classification.Classification, allowed "
+            "with data=text is gpt2, ",
+        ),
+        (
+            ["teacher=resnet8"],
+            "teacher: found resnet8, a network for eakd.classification.Classification, allowed "
+            "with data=text is gpt2, ",
+        ),
         (["data.max_length=200"], "data.max_length: found 200, allowed is at most 128, the positi"),
         (["data.max_prompt_length=128"], "data.max_prompt_length: found 128 with max_length 128"),
         (["data.max_prompt_length=4"], "data.max_prompt_length: found 4, which leaves none of 48"),
@@ -63,10 +71,11 @@ def test_language_on_images_is_refused_too(tmp_path):
     assert text.startswith("distiller: found kd, a method for eakd.language.Language, allowed with")
     assert "dkd" in text and "language/" not in text
     words = ["data=digits", "distiller=none", "student=tiny_gpt_s"]
-    assert refusal(words, tmp_path) == (
-        "student: found eakd.language.models.tiny_gpt, which takes no num_classes, allowed is one "
-        "for the task of the data set"
+    text = refusal(words, tmp_path)
+    assert text.startswith(
+        "student: found tiny_gpt_s, a network for eakd.language.Language, allowed with data=digits "
     )
+    assert "resnet8" in text and "gpt" not in text.partition("allowed")[2]
 
 
 def test_an_untaught_gpt2_is_no_teacher(words, tmp_path):
