@@ -31,7 +31,7 @@ def refusal(words, tmp_path, *more):
         (
             ["distiller=kd"],
             "distiller: found kd, a method for eakd.classification.Classification, allowed with "
-            "data=text is language/jsd, language/kd, language/rkld",
+            "data=text is language/jsd, language/kd, language/none, language/rkld, language/sft",
         ),
         (
             ["student=resnet8"],
