@@ -179,7 +179,9 @@ def test_python_blocks_run(tmp_path, monkeypatch):
 
 
 def test_links_to_files_exist():
-    written_by_the_reader = re.compile(r"NAME|hint|\.safetensors$|\.pth$|^outputs/quickstart")
+    written_by_the_reader = re.compile(
+        r"NAME|hint|\.safetensors$|\.pth$|^outputs/(quickstart|figures)"
+    )
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(

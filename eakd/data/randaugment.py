@@ -161,29 +161,26 @@ def _affine(images: Tensor, matrix: Tensor) -> Tensor:
     return pixels.index_select(0, source.flatten()).reshape(images.shape)
 
 
-def _matrix(
-    images: Tensor,
-    rotate: Tensor | int = 0,
-    shear_x: Tensor | int = 0,
-    shear_y: Tensor | int = 0,
-    translate_x: Tensor | int = 0,
-    translate_y: Tensor | int = 0,
-) -> Tensor:
-    """What `_affine` takes, ``(6, N)``, for one operation an image: the others are 0.
+def _matrix(images: Tensor, **magnitudes: Tensor) -> Tensor:
+    """What `_affine` takes, ``(6, N)``, from the magnitudes of one or more operations, by name.
 
-    Then the sums below are exact, so that all operations can share one call.
+    Of each image only one may differ from 0: then the sums below are exact, so that all operations
+    can share one call.
     """
+    nothing = torch.zeros_like(next(iter(magnitudes.values())))
+    names = "rotate", "shear_x", "shear_y", "translate_x", "translate_y"
+    rotation, shear_x, shear_y, across, down = (magnitudes.get(name, nothing) for name in names)
     height, width = images.shape[1:3]
-    angle = torch.deg2rad(-torch.as_tensor(rotate))
+    angle = torch.deg2rad(-rotation)
     cos, sin = torch.cos(angle), torch.sin(angle)
     x, y = width / 2, height / 2
-    across = torch.as_tensor(translate_x * width + 0.5).floor()
-    down = torch.as_tensor(translate_y * height + 0.5).floor()
-    entries = (
-        *(cos, sin + shear_x, x - cos * x - sin * y + across),
-        *(shear_y - sin, cos, y + sin * x - cos * y + down),
+    across, down = (across * width + 0.5).floor(), (down * height + 0.5).floor()
+    return torch.stack(
+        (
+            *(cos, sin + shear_x, x - cos * x - sin * y + across),
+            *(shear_y - sin, cos, y + sin * x - cos * y + down),
+        )
     )
-    return torch.stack(torch.broadcast_tensors(*entries))
 
 
 def rotate(images: Tensor, magnitude: Tensor) -> Tensor:

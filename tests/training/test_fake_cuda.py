@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from eakd.classification import Classification
-from eakd.data.randaugment import OPERATIONS, cutout
+from eakd.data.randaugment import OPERATIONS, RandAugment, cutout
 from eakd.distillers import KD
 from eakd.distillers.base import Progress
 from eakd.training.meters import Meters
@@ -27,12 +27,14 @@ def cuda():
         yield torch.device("cuda")
 
 
-def every_operation(images, generator):
+class EveryOperation(RandAugment):
     """All of RandAugment's; its own groups have sizes that are drawn on the host."""
-    whole = torch.full((len(images),), 0.5, dtype=torch.float64, device=images.device)
-    for operation in OPERATIONS:
-        images = operation.apply(images, whole)
-    return cutout(images, whole, torch.stack((whole, whole), dim=1))
+
+    def apply(self, images, parameters):
+        whole = torch.full((len(images),), 0.5, dtype=torch.float64, device=images.device)
+        for operation in OPERATIONS:
+            images = operation.apply(images, whole)
+        return cutout(images, whole, torch.stack((whole, whole), dim=1))
 
 
 def train(method, data, device):
@@ -55,7 +57,7 @@ def train(method, data, device):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_an_epoch_of_every_method_stays_on_the_device(cuda, monkeypatch, name):
-    view = every_operation if name.startswith("mld") else None
+    view = EveryOperation() if name.startswith("mld") else None
     method = method_of(name, cuda, Weighting("ea"))
     if name == "fcfd":  # whose paths the host draws, on the host
         draw = method.sample_paths
