@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 
 from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
@@ -20,7 +21,11 @@ def script(*words: str) -> None:
         signal.signal(number, signal.SIG_DFL)  # the agent's own handlers are not theirs
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = list(words)
-    runpy.run_path(words[0], run_name="__main__")
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except Exception:
+        traceback.print_exc()  # as an interpreter does; the agent tells of the first failure alone
+        raise
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from eakd.classification import build as build_module
 from eakd.composing import compose
-from eakd.data.randaugment import randaugment
 from eakd.errors import Diverged, UserError
 from eakd.training.run import run
 from eakd.training.sample_values import sample_file
@@ -224,7 +223,7 @@ def test_refusals_name_the_key_and_write_nothing(tiny_with_teacher, tmp_path, ov
 def test_a_method_gets_the_second_view_and_the_teacher_it_needs(
     tiny_with_teacher, tmp_path, monkeypatch
 ):
-    seen = []
+    seen, randaugment = [], build_module.STRONG_VIEWS["randaugment"]
     build, load = build_module.Pipeline, build_module.load_teacher
 
     def pipeline(*args, strong_view, **kwargs):
