@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from eakd.data import Pipeline
-from eakd.errors import UserError
 from eakd.training.device import Compute
-from eakd.training.table import Table
+from eakd.training.table import Table, check_frozen, computed_by
 
 # Images of a teacher pass. All passes have a multiple of 16, as most batches of a run do: kernels
 # round the rest of a batch differently.
@@ -36,9 +35,6 @@ def facts_of_table(
         folded: the teacher's batch norms are part of its convolutions.
         network: whatever else decides what the teacher computes, such as its input size; any text.
     """
-    place = compute.device.type
-    if place == "cpu":  # where bits are promised
-        place = f"cpu {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
     return {
         "weights": weights,
         "network": network,
@@ -51,7 +47,7 @@ def facts_of_table(
         "channels_last": compute.channels_last,
         "compile": compute.compile,
         "folded": folded,
-        "place": place,
+        "place": computed_by(compute.device),
         "shape": [data.views, len(data.data.train_labels), data.num_classes],
     }
 
@@ -101,11 +97,9 @@ class AnswerTable:
         """Ask ``teacher`` for what is missing; see `Table.build`.
 
         Raises:
-            UserError: see there; or the teacher is in training mode, in which it says something
-                else each time.
+            UserError: see there and `check_frozen`.
         """
-        if in_training_mode(teacher):
-            raise UserError("teacher: found it in training mode, allowed is teacher.eval()")
+        check_frozen(teacher)
         images = self.facts["shape"][1]
 
         def view(number: int) -> bytes:
@@ -113,11 +107,6 @@ class AnswerTable:
             return ask(teacher, data, compute, rows).cpu().numpy().tobytes()
 
         self.table.build(view, show_bar)
-
-
-def in_training_mode(teacher: nn.Module) -> bool:
-    """Whether any part of it is."""
-    return any(module.training for module in teacher.modules())
 
 
 @torch.no_grad()

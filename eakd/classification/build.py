@@ -18,7 +18,6 @@ from eakd.classification.answers import (
     AnswerTable,
     answered_sizes,
     facts_of_table,
-    in_training_mode,
 )
 from eakd.classification.evaluation import evaluate
 from eakd.classification.teacher import entropies_of_training_set, load_teacher
@@ -36,9 +35,9 @@ from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_
 from eakd.training.hints import teacher_command
 from eakd.training.parallel import synchronize_batchnorm
 from eakd.training.reading import read_json
-from eakd.training.run import build_compute, build_weighting
+from eakd.training.run import build_compute, build_weighting, check_num_classes
 from eakd.training.schedule import Recipe
-from eakd.training.table import placed
+from eakd.training.table import in_training_mode, placed
 from eakd.training.task import Built
 from eakd.weighting import Weighting
 
@@ -203,12 +202,7 @@ def build_data(
         if key not in config.data:
             raise UserError(f"data.{key}: found no value, which images need")
     data = build(config.data.load, "data", ImageData)
-    expected = config.data.get("num_classes")
-    if expected is not None and expected != data.num_classes:
-        raise UserError(
-            f"data.num_classes: found {expected}, allowed is {data.num_classes}, "
-            f"the number of classes of {config.data.name}"
-        )
+    check_num_classes(config, data.num_classes)
     try:
         return Pipeline(
             data,

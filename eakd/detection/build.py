@@ -25,7 +25,7 @@ from eakd.targets import build
 from eakd.training.device import Compute
 from eakd.training.find_teacher import find_checkpoint, manifest_entry, weights_digest
 from eakd.training.hints import teacher_command
-from eakd.training.run import build_compute, build_weighting
+from eakd.training.run import build_compute, build_weighting, check_num_classes
 from eakd.training.schedule import Recipe
 from eakd.training.task import Built
 
@@ -75,12 +75,7 @@ def build_data(config: DictConfig, seed: int, compute: Compute, recipe: Recipe) 
     raw = OmegaConf.to_container(config)
     check_keys(raw, dict.fromkeys(DATA_KEYS), at="data")
     data = build(config.data.load, "data", BoxData)
-    expected = config.data.get("num_classes")
-    if expected is not None and expected != data.num_classes:
-        raise UserError(
-            f"data.num_classes: found {expected}, allowed is {data.num_classes}, "
-            f"the number of classes of {config.data.name}"
-        )
+    check_num_classes(config, data.num_classes)
     settings = {k: plain(config.data[k]) for k in PIPELINE_KEYS if k in config.data}
     try:
         return BoxPipeline(

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eakd.errors import UserError
 from eakd.language.batches import TextData, collate, cut
 from eakd.language.models import split
 from eakd.language.text import fingerprint
 from eakd.training.device import Compute
-from eakd.training.table import Table, placed
+from eakd.training.table import Table, check_frozen, computed_by, placed
 
 ROWS = 256  # of a block
 
@@ -85,15 +84,12 @@ class HiddenTable:
             bytes_each * sum(lengths[start : start + ROWS])
             for start in range(0, len(lengths), ROWS)
         ]
-        place = self.compute.device.type
-        if place == "cpu":  # where bits are promised
-            place = f"cpu {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
         facts = {
             "weights": self.weights,
             "data": fingerprint(self.data.train),
             "precision": self.compute.precision,
             "tokens_per_batch": self.data.tokens_per_batch,
-            "place": place,
+            "place": computed_by(self.compute.device),
             "shape": [sum(lengths), self.width],
         }
         return Table(self.root, facts, tuple(sizes), f" x {ROWS} rows", "hidden.bin")
@@ -112,10 +108,9 @@ class HiddenTable:
         """Ask the teacher for what is missing; see `Table.build`.
 
         Raises:
-            UserError: see there; a teacher in training mode, which says something else each time.
+            UserError: see there and `check_frozen`.
         """
-        if any(module.training for module in self.teacher.modules()):
-            raise UserError("teacher: found it in training mode, allowed is teacher.eval()")
+        check_frozen(self.teacher)
         self.table.build(lambda block: self._block(block * ROWS), show_bar)
 
     @torch.no_grad()

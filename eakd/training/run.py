@@ -68,6 +68,20 @@ def build_weighting(config: DictConfig, compute: Compute) -> Any:
     return build(config.weighting, "weighting", WeightFunction, **extra)
 
 
+def check_num_classes(config: DictConfig, found: int) -> None:
+    """Refuse a ``data.num_classes`` that is not what the set turned out to have.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    expected = config.data.get("num_classes")
+    if expected is not None and expected != found:
+        raise UserError(
+            f"data.num_classes: found {expected}, allowed is {found}, "
+            f"the number of classes of {config.data.name}"
+        )
+
+
 Pictures = Callable[[Path], Mapping[str, bytes]]
 
 

@@ -77,12 +77,14 @@ def save_teacher_folder(source: Path, root: Path, data: str, name: str, metric: 
                     *(target, metric, old.get(metric, "unknown"), new.get(metric, "unknown")),
                 )
                 return None
-            digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
-            os.replace(target, target.with_name(f"{name}.replaced-{digest[:8]}"))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        # Before the old one is moved: a full disk must not leave the folder without a teacher.
         shutil.copytree(source, temporary)
+        if target.exists():
+            digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+            os.replace(target, target.with_name(f"{name}.replaced-{digest[:8]}"))
         os.replace(temporary, target)
     except OSError as error:
         raise UserError(

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from eakd.errors import UserError
@@ -182,3 +182,25 @@ def placed(numbers: Tensor, device: torch.device) -> Tensor:
         return numbers
     room = torch.cuda.mem_get_info(device)[0] / 2
     return numbers.to(device) if numbers.numel() * numbers.itemsize <= room else numbers
+
+
+def computed_by(device: torch.device) -> str:
+    """What rounds a teacher's numbers there: on a CPU, where bits are promised, in detail."""
+    if device.type != "cpu":
+        return device.type
+    return f"cpu {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__}"
+
+
+def in_training_mode(teacher: nn.Module) -> bool:
+    """Whether any part of it is."""
+    return any(module.training for module in teacher.modules())
+
+
+def check_frozen(teacher: nn.Module) -> None:
+    """Refuse a teacher in training mode, which says something else each time it is asked.
+
+    Raises:
+        UserError: it is.
+    """
+    if in_training_mode(teacher):
+        raise UserError("teacher: found it in training mode, allowed is teacher.eval()")
