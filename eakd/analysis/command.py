@@ -21,7 +21,7 @@ from eakd.plotting import check_formats, has_matplotlib, width_of
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.escaping import printable
 from eakd.reproduce.execute import run_plan
-from eakd.reproduce.plan import Plan, State, make_plan
+from eakd.reproduce.plan import Plan, State, plan_as_typed
 from eakd.reproduce.progress import describe_plan
 from eakd.reproduce.states import read_states
 
@@ -150,15 +150,7 @@ def plan_of(figure: Figure, config: DictConfig) -> Plan:
         pairs = figure.runs.get("smoke_pairs", ["resnet20-resnet8"])
     if isinstance(pairs, list) and len(pairs) != 1:
         raise UserError(f"pairs: found {len(pairs)} pairs, allowed is one pair for a figure")
-    plan = make_plan(
-        figure.table(pairs, config.control),
-        seeds=plain(config.seeds),
-        protocol=config.protocol,
-        scale=config.scale,
-        overrides=plain(config.overrides),
-        output_root=config.output_root,
-        checkpoint_root=config.checkpoint_root,
-    )
+    plan = plan_as_typed(figure.table(pairs, config.control), config)
     return recording(plan, figure.needs)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from eakd.data.base import ImageData
 from eakd.data.cache import Allocate, Labels, cached
-from eakd.data.pixels import Refused, decode, is_image
+from eakd.data.pixels import is_image
 from eakd.data.source import Source, as_path, is_visible, open_source, printable
 from eakd.download import Archive
 from eakd.download import download as fetch_archive
@@ -385,15 +385,7 @@ def read(
 
 def _image(source: Source, name: str, size: tuple[int, int] | None, resize: int | None):
     """A decoded Pillow image of the wanted size."""
-    content = source.read(name)
-    try:
-        image, frames = decode(content)
-    except Refused as error:
-        raise UserError(
-            f"root: found {source.describe(name)} {error.found}, allowed is {error.allowed}"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
-        raise source.damaged(name, error) from error
+    image, frames = source.picture(name)
     if frames > 1:
         source.leave_out("frames after the first", name)
     if resize is not None:

@@ -286,7 +286,7 @@ class Pipeline:
             rows = (self._number(weak) * len(self._labels["train"]) + index).to(self.answers.device)
         for step in range(start, self.steps_per_epoch):
             made = []
-            for at in self._pieces(step):
+            for at in self._micro_batches(step):
                 images = self._fetch("train", order[at], index[at])
                 made.append(
                     Batch(
@@ -299,7 +299,7 @@ class Pipeline:
                 )
             yield made if self.accumulate > 1 else made[0]
 
-    def _pieces(self, step: int) -> list[slice]:
+    def _micro_batches(self, step: int) -> list[slice]:
         """Where this part's micro-batches of a step lie in the epoch's order."""
         first = step * self.batch_size
         pieces = _pieces(_part(self.step_size(step), self.part), self.accumulate)
@@ -317,7 +317,7 @@ class Pipeline:
                 # Of the whole step, so that all parts and pieces together get its numbers.
                 generator = stream(self.seed, epoch, step, "strong_view")
                 drawn = self.strong_view.draw(self.step_size(step), height, width, generator)
-                at = self._pieces(step)
+                at = self._micro_batches(step)
                 own = slice(*(end - step * self.batch_size for end in (at[0].start, at[-1].stop)))
                 draws.append([values[own] for values in drawn])
                 pieces += at

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from eakd.data.pixels import is_image
+from eakd.data.pixels import Decoded, Refused, decode, is_image
 from eakd.errors import UserError
 
 # No file of an image set is larger; one that claims to be is damaged or malicious.
@@ -176,6 +176,25 @@ class Source(ABC):
         try:
             return self._read(name, limit)
         except (OSError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise self.damaged(name, error) from error
+
+    def picture(self, name: str, size: tuple[int, int] | None = None) -> Decoded:
+        """What an image file shows.
+
+        Args:
+            size: width and height that it must have; see `decode`.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        content = self.read(name)
+        try:
+            return decode(content, size)
+        except Refused as error:
+            raise UserError(
+                f"root: found {self.describe(name)} {error.found}, allowed is {error.allowed}"
+            ) from error
+        except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
             raise self.damaged(name, error) from error
 
     def damaged(self, name: str, reason: object) -> UserError:

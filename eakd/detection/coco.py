@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from eakd.data.cache import default_cache_dir
-from eakd.data.pixels import Refused, decode
 from eakd.data.source import Source, as_path, open_source, printable
 from eakd.detection.annotations import Annotations, parse
 from eakd.detection.boxes import BoxData, Boxes, fingerprint
@@ -96,15 +95,7 @@ def read_image(source: Source, name: str, size: tuple[int, int] | None = None) -
     Raises:
         UserError: it cannot be read.
     """
-    content = source.read(name)
-    try:
-        return np.asarray(decode(content, size).image)
-    except Refused as error:
-        raise UserError(
-            f"root: found {source.describe(name)} {error.found}, allowed is {error.allowed}"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise almost anything for a damaged file
-        raise source.damaged(name, error) from error
+    return np.asarray(source.picture(name, size).image)
 
 
 def _choose(source: Source, wanted: Mapping[str, str | None]) -> dict[str, Place]:

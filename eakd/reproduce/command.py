@@ -27,7 +27,7 @@ from eakd.reproduce.evaluations import (
     evaluations,
 )
 from eakd.reproduce.execute import run_plan
-from eakd.reproduce.plan import Plan, State, make_plan
+from eakd.reproduce.plan import Plan, State, plan_as_typed
 from eakd.reproduce.progress import describe_plan
 from eakd.reproduce.speed import measure
 from eakd.reproduce.states import read_states
@@ -61,15 +61,7 @@ def reproduce(config: DictConfig) -> str:
         methods=plain(config.methods),
         variants=plain(config.variants),
     )
-    plan = make_plan(
-        table,
-        seeds=plain(config.seeds),
-        protocol=config.protocol,
-        scale=config.scale,
-        overrides=plain(config.overrides),
-        output_root=config.output_root,
-        checkpoint_root=config.checkpoint_root,
-    )
+    plan = plan_as_typed(table, config)
     select = table.select if config.select is None else config.select
     check_choice("select", select, ("last", "best"))
     measured = evaluations(plan, select)

@@ -126,6 +126,19 @@ class Plan:
         return [*self.teachers, *self.students]
 
 
+def plan_as_typed(table: Table, config: DictConfig) -> Plan:
+    """`make_plan` with what the command line says, of a table or of a figure's runs."""
+    return make_plan(
+        table,
+        seeds=plain(config.seeds),
+        protocol=config.protocol,
+        scale=config.scale,
+        overrides=plain(config.overrides),
+        output_root=config.output_root,
+        checkpoint_root=config.checkpoint_root,
+    )
+
+
 def make_plan(
     table: Table,
     *,
