@@ -7,7 +7,6 @@ import pytest
 
 from eakd.analysis.answers import Answers
 from eakd.analysis.embedding import embedding
-from eakd.analysis.runs import glob_runs
 from eakd.analysis.separation import (
     calinski_harabasz,
     check_perplexity,
@@ -20,16 +19,6 @@ from eakd.analysis.tsne import choose_classes
 from eakd.errors import UserError
 
 QUICK = {"class_count": 2, "perplexities": [10], "draws": 1, "perplexity": 20}
-
-
-@pytest.fixture(scope="module")
-def runs(trained):
-    return glob_runs(str(trained / "**"))
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("outputs"))
 
 
 def blobs(distance, per_class=25, classes=3, dimensions=5):

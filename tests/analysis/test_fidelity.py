@@ -24,11 +24,6 @@ def runs(trained):
     return glob_runs(str(trained / "**")).only(["kd", "ea_kd"])
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("outputs"))
-
-
 def logits(count=200, classes=5, seed=0):
     return np.random.default_rng(seed).normal(size=(count, classes)).astype(np.float32)
 

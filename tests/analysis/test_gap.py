@@ -16,17 +16,6 @@ from eakd.models import resnet8
 from eakd.models.weights import load_weights, save_weights
 
 
-@pytest.fixture(scope="module")
-def runs(trained):
-    return glob_runs(str(trained / "**"))
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """One cache for all tests."""
-    return str(tmp_path_factory.mktemp("outputs"))
-
-
 def test_parts_are_equal_and_ties_keep_their_order():
     parts = segments(np.random.default_rng(0).permutation(103).astype(float))
     assert sorted(map(len, parts)) == [10] * 7 + [11] * 3

@@ -14,22 +14,11 @@ from eakd.analysis.landscape import landscape
 from eakd.analysis.measures import measure, radius, second_derivative
 from eakd.analysis.networks import Networks
 from eakd.analysis.roughness import summarise
-from eakd.analysis.runs import glob_runs
 from eakd.analysis.surface import balanced, evaluate_row, grid, surface
 from eakd.errors import UserError
 from eakd.models import resnet8, wrn_16_1
 
 SMALL = {"points": 3, "images": 50, "directions": [0], "precision": "float32"}
-
-
-@pytest.fixture(scope="module")
-def runs(trained):
-    return glob_runs(str(trained / "**"))
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("outputs"))
 
 
 class Weights(nn.Module):

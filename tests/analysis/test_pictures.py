@@ -8,18 +8,7 @@ from eakd import ea_weight
 from eakd.analysis.answers import sample_weights
 from eakd.analysis.networks import Networks
 from eakd.analysis.pictures import gallery, weights
-from eakd.analysis.runs import glob_runs
 from eakd.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def runs(trained):
-    return glob_runs(str(trained / "**"))
-
-
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("outputs"))
 
 
 def of_run(run, outputs, split="train", epoch=None):

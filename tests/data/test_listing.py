@@ -332,11 +332,11 @@ def test_frames_after_the_first_are_left_out(tmp_path, cache, said):
 @pytest.mark.parametrize("change", ["grow", "same size", "vanish", "pipe"])
 def test_a_file_that_changes_while_the_set_is_read_is_refused(root, cache, monkeypatch, change):
     """The first image is decoded, then the last one of the training set changes."""
-    import eakd.data.folders as folders
+    import eakd.data.source as source
 
-    last, plain_decode = root / "train/dog/2.png", folders.decode
+    last, plain_decode = root / "train/dog/2.png", source.decode
 
-    def decode(content):
+    def decode(content, size=None):
         if change == "grow":
             last.write_bytes(last.read_bytes() + b"more")
         elif change == "same size":
@@ -345,9 +345,9 @@ def test_a_file_that_changes_while_the_set_is_read_is_refused(root, cache, monke
             last.unlink()
             if change == "pipe":
                 os.mkfifo(last)
-        return plain_decode(content)
+        return plain_decode(content, size)
 
-    monkeypatch.setattr(folders, "decode", decode)
+    monkeypatch.setattr(source, "decode", decode)
     refused(lambda: image_folder(root, cache_dir=cache), last, "damaged", cache=cache)
 
 
