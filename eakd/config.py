@@ -16,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from eakd.errors import UserError
-from eakd.factors import KINDS
+from eakd.factors import BASES, GAMMAS, KINDS, RULES
 from eakd.places import CONFIGS, command_words, config_folders
 from eakd.places import ROOT as ROOT
 
@@ -78,13 +78,21 @@ def register(config_dirs: Sequence[str] = ()) -> None:
             node = {"defaults": [f"{name}@_here_", weighting, "_self_"]}
             store.store(EA + stem, node, group=group)
     for kind in KINDS[1:]:  # the first is a file, which holds what all share
-        store.store(kind, {"defaults": ["uniform", "_self_"], "kind": kind}, group="weighting")
+        node = {"defaults": ["uniform", "_self_"], "kind": kind, **rule_defaults(kind)}
+        store.store(kind, node, group="weighting")
     for name, resolver in (
         ("run_name", lambda *, _root_: run_name(_root_)),
         ("published", lambda *tables, _root_: published(_root_, *tables)),
         ("command", lambda name, *, _root_: " ".join(command_words(name))),
     ):
         OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=False)
+
+
+def rule_defaults(kind: str) -> dict[str, float]:
+    """The keys that only a weighting by a rule has."""
+    base = BASES.get(kind, kind)
+    gamma = {"gamma": GAMMAS[base]} if base in GAMMAS else {}
+    return {"temperature": 1.0, **gamma} if base in RULES else {}
 
 
 def method_files(folder: Path = CONFIGS) -> Iterator[str]:
@@ -182,6 +190,10 @@ def identity(config: DictConfig) -> dict[str, Any]:
         kept.pop("teacher")
     if not is_weighted(config):
         kept["weighting"] = "uniform"
+    else:  # weighting.kind=KIND has only the keys of the uniform one
+        for key, default in rule_defaults(weighting_kind(config)).items():
+            if kept["weighting"].get(key, default) == default:
+                kept["weighting"].pop(key, None)
     if kept.get("sync_batchnorm") is False:  # as if the key had never been
         kept.pop("sync_batchnorm")
     recipe = kept["recipe"]

@@ -1,4 +1,4 @@
-"""Entropy and the reweighting factors of EA-KD (paper, Eqs. 1 and 8-13, Tables 1 and 8).
+"""Entropy, the reweighting factors of EA-KD (paper, Eqs. 1 and 8-13, Tables 1 and 8), and rivals.
 
 Every function maps logits ``(..., C)`` to values ``(...)``: ``(N, C)`` for image samples,
 ``(N, L, C)`` for tokens, ``(R, C)`` for proposals. Entropies and weights are in nats, computed in
@@ -19,14 +19,10 @@ import torch
 from torch import Tensor
 
 from eakd.errors import UserError, check_choice, check_number
-from eakd.factors import FACTORS, KINDS, MATCHED, SHUFFLED
+from eakd.factors import BASES, FACTORS, GAMMAS, KINDS, MATCHED, RESCALED, RULES, SHUFFLED
+from eakd.seen import Seen, at_least_float32, probabilities
 
-__all__ = ["FACTORS", "KINDS", "Entropies", "Weighting", "ea_weight", "entropy"]
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` in float32; float64 stays float64."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+__all__ = ["FACTORS", "KINDS", "RULES", "Entropies", "Seen", "Weighting", "ea_weight", "entropy"]
 
 
 def check_same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
@@ -86,10 +82,8 @@ def entropy(logits: Tensor, temperature: float | Tensor = 3.0) -> Tensor:
         UserError: a temperature that is not positive.
     """
     temperature = check_temperature(temperature, logits)
-    logits = at_least_float32(logits)
-    # The shift keeps logits / τ′ from overflowing; entr(0) = 0, so one-hot needs no epsilon.
-    shifted = logits - logits.amax(dim=-1, keepdim=True)
-    h = torch.special.entr(torch.softmax(shifted / temperature, dim=-1)).sum(dim=-1)
+    # entr(0) = 0, so one-hot needs no epsilon.
+    h = torch.special.entr(probabilities(logits, temperature)).sum(dim=-1)
     return h.clamp(max=math.log(logits.shape[-1]))
 
 
@@ -131,15 +125,17 @@ class Entropies(NamedTuple):
         student: in nats.
         bound: the largest value either can have, ``log C`` of the ``C`` classes they are over,
             masked ones included.
+        judged: what a rule makes of the predictions, or ``None`` for a weighting by entropies.
     """
 
     teacher: Tensor | None
     student: Tensor
     bound: float
+    judged: Tensor | None = None
 
 
 class Weighting:
-    """A named reweighting factor: ``(student_logits, teacher_logits) -> weight``.
+    """A named weighting: ``(student_logits, teacher_logits) -> weight``.
 
     ========================  ==========================  ==================================
     kind                      weight                      source
@@ -153,10 +149,19 @@ class Weighting:
     ``inverted_student``      H_max - H_S                 Table 1
     ``matched``               batch mean of ``ea``        control: same scale, no selection
     ``shuffled``              ``ea`` of another sample    control: same scale and spread, at random
+    ``confidence``            max p_T                     after Furlanello et al., 2018
+    ``inverted_confidence``   1 - max p_T
+    ``true_class``            p_T of the label            after Zhang et al., 2022
+    ``margin``                1st - 2nd largest p_T       of active learning
+    ``inverted_margin``       1 - margin
+    ``focal``                 (1 - p_S of the label)^γ    after Lin et al., 2017
+    ``power_sum``             Σ p_T^γ                     Zheng & Yang, 2024
+    ``KIND_rescaled``         KIND · mean ea / mean KIND  control: same selection, EA's scale
     ========================  ==========================  ==================================
 
-    The formulas are the table of `eakd.factors`. A subclass may replace `combine`, to weigh by
-    entropies in another way, or ``__call__``, to weigh by logits.
+    The formulas are the tables of `eakd.factors`; ``docs/weightings.md`` says more of the rivals.
+    A subclass may replace `combine`, to weigh by entropies in another way, or ``__call__``, to
+    weigh by logits.
 
     ``shuffled`` deals the weights out by a random permutation of the rows that are weighed
     together: those of a batch, of a micro-batch, or of one process's part of a batch.
@@ -166,12 +171,15 @@ class Weighting:
         entropy_temperature: τ′ > 0 of Eq. 8.
         max_entropy: bound ``H_max`` in nats, ``None`` for ``log C``. Below ``log C`` weights can
             leave their range (a warning says so).
-        batch_mean: mean of ``matched``, a scalar. Where several processes share a batch, it must
-            be one over all of them.
+        batch_mean: mean of ``matched`` and ``KIND_rescaled``, a scalar. Where several processes
+            share a batch, it must be one over all of them.
+        temperature: τ > 0 of the predictions that a rule looks at (the entropies have τ′). Default:
+            1, as in the rules' sources.
+        gamma: exponent γ > 0 of ``focal`` and ``power_sum``. Default: that of `eakd.factors`.
 
     Raises:
-        UserError: unknown kind, non-positive temperature or bound; on call, logits whose shapes
-            differ.
+        UserError: unknown kind, non-positive temperature, bound or exponent; on call, logits whose
+            shapes differ, or no labels for a rule that looks at them.
     """
 
     def __init__(
@@ -180,18 +188,72 @@ class Weighting:
         entropy_temperature: float = 3.0,
         max_entropy: float | None = None,
         batch_mean: Callable[[Tensor], Tensor] = torch.mean,
+        temperature: float = 1.0,
+        gamma: float | None = None,
     ):
-        check_choice("kind", kind, (*FACTORS, *MATCHED, *SHUFFLED))
+        check_choice("kind", kind, (*FACTORS, *RULES, *BASES))
         if max_entropy is not None:
             max_entropy = check_number("max_entropy", max_entropy, above=0)
         self.kind = kind
         self.entropy_temperature = check_number("entropy_temperature", entropy_temperature, above=0)
         self.max_entropy = max_entropy
         self.batch_mean = batch_mean
+        self.temperature = check_number("temperature", temperature, above=0)
+        base = BASES.get(kind, kind)
+        if gamma is not None and base not in GAMMAS:
+            raise UserError(
+                f"gamma: found {gamma!r} for {kind}, allowed is an exponent of {', '.join(GAMMAS)}"
+            )
+        gamma = GAMMAS.get(base) if gamma is None else check_number("gamma", gamma, above=0)
+        self.gamma, self._rule = gamma, RULES.get(base)
         self._warned = False
 
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        return self.deal(self.combine(self.entropies(student_logits, teacher_logits)))
+    def __call__(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        entropies = self.entropies(student_logits, teacher_logits)
+        judged = self.judge(student_logits, teacher_logits, targets)
+        if judged is not None:
+            entropies = entropies._replace(judged=judged)
+        return self.deal(self.combine(entropies))
+
+    @property
+    def judges(self) -> bool:
+        """Whether a rule looks at the predictions: entropies alone are not enough."""
+        return self._rule is not None
+
+    def judge(
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        targets: Tensor | None = None,
+    ) -> Tensor | None:
+        """What the kind's rule makes of the predictions, ``(..., C) -> (...)``.
+
+        Args:
+            targets: ``(...)`` labels, for a rule that looks at them. A row without one (−100) gets
+                no weight: nothing can be said of it.
+
+        Returns:
+            ``None`` for a kind that is made of entropies.
+
+        Raises:
+            UserError: the rule needs labels or a teacher, and there are none.
+        """
+        if self._rule is None:
+            return None
+        if student_logits.shape[-1] == 1:  # nothing to tell apart, as for entropies
+            return torch.zeros_like(at_least_float32(student_logits)[..., 0])
+        seen = Seen(student_logits, teacher_logits, targets, self.temperature, self.gamma)
+        try:
+            with torch.no_grad():
+                weight = self._rule(seen)
+        except UserError as error:
+            raise UserError(f"weighting.kind={self.kind}: {error}") from error
+        return weight if seen.unlabelled is None else weight.masked_fill(seen.unlabelled, 0.0)
 
     def entropies(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Entropies:
         """Both entropies at this weighting's τ′, ``(..., C) -> (...)``.
@@ -210,21 +272,38 @@ class Weighting:
         """What the kind's formula makes of known entropies, ``(...)``.
 
         Raises:
-            UserError: a kind that needs the teacher's entropy, and there is none.
+            UserError: a kind that needs the teacher's entropy, or the predictions, and there are
+                none.
         """
         self._check_bound(entropies.bound)
-        bound = self.max_entropy or entropies.bound
-        factor = FACTORS[(MATCHED | SHUFFLED).get(self.kind, self.kind)]
         with torch.no_grad():  # as a decorator, it breaks the graph of a compiled `ea_weight`
-            if entropies.teacher is not None:
-                if entropies.bound == 0 and self.kind != "uniform":  # one class: no 0 / 0
-                    return torch.zeros_like(entropies.student)
-                return factor(entropies.teacher, entropies.student, bound)
-            # A factor that needs none works without: try, rather than list the names.
-            with contextlib.suppress(TypeError):
-                weight = factor(None, entropies.student, bound)
-                if weight is not None:
-                    return weight
+            weight = self._apply(BASES.get(self.kind, self.kind), entropies)
+            if self.kind not in RESCALED:
+                return weight
+            mean, target = map(self.batch_mean, (weight, self._apply("ea", entropies)))
+            # Where a rule finds nothing in a whole batch, every sample gets EA's mean.
+            return torch.where(mean > 0, weight / mean, 1.0) * target
+
+    def _apply(self, base: str, entropies: Entropies) -> Tensor:
+        """The factor or rule ``base`` at its own scale; see `combine`."""
+        teacher, student, bound, judged = entropies
+        if base in RULES:
+            if judged is None:
+                raise UserError(
+                    f"weighting.kind: found {self.kind!r} for a method that tells no logits, "
+                    "allowed is a weighting by entropies"
+                )
+            return judged
+        factor, limit = FACTORS[base], self.max_entropy or bound
+        if teacher is not None:
+            if bound == 0 and base != "uniform":  # one class: no 0 / 0
+                return torch.zeros_like(student)
+            return factor(teacher, student, limit)
+        # A factor that needs none works without: try, rather than list the names.
+        with contextlib.suppress(TypeError):
+            weight = factor(None, student, limit)
+            if weight is not None:
+                return weight
         raise UserError(
             f"weighting.kind: found {self.kind!r} for a method without a teacher, allowed is "
             "what needs no teacher's entropy: uniform, student or inverted_student"
@@ -266,7 +345,10 @@ class Weighting:
 
 
 class WeightFunction(ABC):
-    """What ``weighting=`` may name: a `Weighting`, or any class whose objects are called alike."""
+    """What ``weighting=`` may name: a `Weighting`, or any class whose objects are called alike.
+
+    One with an argument ``targets`` is also given the labels ``(...)``, or ``None``.
+    """
 
     @abstractmethod
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None) -> Tensor:
@@ -275,8 +357,18 @@ class WeightFunction(ABC):
     @classmethod
     def __subclasshook__(cls, other: type) -> bool:
         calls = (each.__dict__["__call__"] for each in other.__mro__ if "__call__" in each.__dict__)
+        call, words = next(calls, None), ("self", "student_logits", "teacher_logits")
         try:
-            inspect.signature(next(calls, None)).bind("self", "student_logits", "teacher_logits")
+            labels = {"targets": "targets"} if takes_targets(call) else {}
+            inspect.signature(call).bind(*words, **labels)
         except TypeError:  # no such method, or one that is called in another way
             return False
         return True
+
+
+def takes_targets(function: Callable[..., Tensor]) -> bool:
+    """Whether a weighting looks at labels: it has an argument ``targets``."""
+    try:
+        return "targets" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # no function, or none of Python's
+        return False

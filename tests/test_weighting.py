@@ -122,7 +122,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 def test_no_gradient_and_shape(kind):
     student = torch.randn(4, 6, 10, requires_grad=True)
     teacher = torch.randn(4, 6, 10, requires_grad=True)
-    weight = Weighting(kind)(student, teacher)
+    weight = Weighting(kind)(student, teacher, torch.randint(10, (4, 6)))
     assert weight.shape == (4, 6)
     assert not weight.requires_grad
 
@@ -243,7 +243,8 @@ def test_a_bound_above_the_entropies_is_not_warned_of(bound):
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_class_has_no_entropy_and_no_weight(kind, bound):
     student, teacher = torch.randn(2, 5, 1)
-    weight = Weighting(kind, max_entropy=bound)(student, teacher)
+    labels = torch.zeros(5, dtype=torch.int64)
+    weight = Weighting(kind, max_entropy=bound)(student, teacher, labels)
     assert torch.equal(weight, torch.full((5,), float(kind == "uniform")))
     assert torch.equal(entropy(student), torch.zeros(5))
 
@@ -269,8 +270,9 @@ def test_masked_classes_are_no_classes(kept, masked, temperature, seed):
 @pytest.mark.parametrize("kind", KINDS)
 def test_double_precision_stays(kind):
     student, teacher = torch.randn(2, 4, 10, dtype=torch.float64)
-    assert Weighting(kind)(student, teacher).dtype == torch.float64
-    assert Weighting(kind)(student.half(), teacher.half()).dtype == torch.float32
+    labels = torch.arange(4)
+    assert Weighting(kind)(student, teacher, labels).dtype == torch.float64
+    assert Weighting(kind)(student.half(), teacher.half(), labels).dtype == torch.float32
 
 
 @pytest.mark.parametrize("number", [np.float32(2), np.int64(2), torch.tensor(2.0), torch.tensor(2)])

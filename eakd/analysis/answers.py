@@ -14,7 +14,7 @@ from eakd.analysis.cache import Arrays
 from eakd.analysis.runs import Run
 from eakd.data.base import Batch
 from eakd.errors import UserError
-from eakd.factors import FACTORS, MATCHED, SHUFFLED
+from eakd.factors import KINDS, MATCHED, SHUFFLED
 from eakd.training.device import Compute
 from eakd.weighting import Weighting, entropy
 
@@ -90,13 +90,15 @@ def sample_weights(run: Run, student: Answers, teacher: Answers) -> np.ndarray:
     known = run.config.get("weighting")
     settings = known if isinstance(known, dict) else {}
     kind = (MATCHED | SHUFFLED).get(settings.get("kind", "ea"), settings.get("kind", "ea"))
+    own = {key: settings[key] for key in ("temperature", "gamma") if key in settings}
     weighting = Weighting(
-        kind if kind in FACTORS and kind != "uniform" else "ea",
+        kind if kind in KINDS and kind != "uniform" else "ea",
         run.entropy_temperature,
         settings.get("max_entropy"),
+        **own,
     )
-    both = torch.from_numpy(student.logits), torch.from_numpy(teacher.logits)
-    return weighting(*both).numpy()
+    arrays = student.logits, teacher.logits, student.labels
+    return weighting(*map(torch.from_numpy, arrays)).numpy()
 
 
 def segments(ranking: np.ndarray, count: int = SEGMENTS) -> list[np.ndarray]:

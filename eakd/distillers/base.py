@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from eakd.data.base import Batch
 from eakd.errors import UserError
 from eakd.models.base import Output
-from eakd.weighting import Entropies, Weighting
+from eakd.weighting import Entropies, Weighting, takes_targets
 
 
 class Progress(NamedTuple):
@@ -55,7 +55,7 @@ class Terms(dict[str, Tensor]):
             cut. Its scalar terms must be divided by it already.
         sample: ``(U,)`` int64, which of the batch's samples each row belongs to; ``None`` where
             row i is sample i.
-        targets: ``(U,)`` labels of the rows where they are not the batch's.
+        targets: ``(U,)`` labels of the rows, for weightings that look at them.
     """
 
     def __init__(
@@ -86,6 +86,12 @@ class Terms(dict[str, Tensor]):
         if self.entropies is not None:
             return self.entropies
         return self.student_logits, self.teacher_logits
+
+    def labels(self, source: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
+        """The rows' labels, unless the weight sees logits of other classes than they number."""
+        ours, seen = self.student_logits, source[0]
+        known = ours is not None and seen is not None and ours.shape[-1] == seen.shape[-1]
+        return self.targets if known else None
 
     def mean(self, rows: Tensor) -> Tensor:
         """The step's part of a value per row ``(U,) -> ()``; 0, and not NaN, without any row."""
@@ -123,8 +129,8 @@ class Distiller(nn.Module):
     Args:
         student: the network that is trained and kept.
         teacher: a trained network, or ``None`` for methods that need none.
-        weighting: maps ``(student_logits, teacher_logits)`` to ``(U,)``: a `Weighting`, or any
-            callable; uniform when ``None``.
+        weighting: maps ``(student_logits, teacher_logits)``, and ``targets`` if it takes them, to
+            ``(U,)``: a `Weighting`, or any callable; uniform when ``None``.
 
     Attributes:
         needs_strong_view: the method compares two views of an image.
@@ -261,15 +267,20 @@ class Distiller(nn.Module):
         """The entropies of each row and its weight."""
         entropies = self._entropies(source)
         weighting = self.weighting
+        known = not isinstance(source, Entropies) and source[0] is not None
         if isinstance(weighting, Weighting) and type(weighting).__call__ is Weighting.__call__:
             if entropies is not None:
+                if weighting.judges and known:
+                    judged = weighting.judge(*source, terms.labels(source))
+                    entropies = entropies._replace(judged=judged)
                 draw = None if progress is None else progress.generator
                 weight = self.spread(weighting.combine(entropies), terms)
                 return entropies, weighting.deal(weight, draw)
             if self.weighting.kind == "uniform":
                 return None, term.detach().new_ones(len(term))
-        elif not isinstance(source, Entropies) and source[0] is not None:
-            weight, rows = self.weighting(*source).detach(), source[0].shape[:-1]
+        elif known:
+            more = {"targets": terms.labels(source)} if takes_targets(weighting) else {}
+            weight, rows = weighting(*source, **more).detach(), source[0].shape[:-1]
             if weight.shape != rows:
                 raise UserError(
                     f"weighting: found {tuple(weight.shape)} weights from {self.weighting!r}, "

@@ -93,7 +93,8 @@ class CTKD(LogitDistiller):
             "ce": self.ce_weight * cross_entropy(student_logits, batch.targets),
             "kd": self.kd_weight * kd_loss(*pair, temperature),
         }
-        return Terms(losses, student_logits, teacher_logits, {"kd": entropy_pair})
+        sources = {"kd": entropy_pair}
+        return Terms(losses, student_logits, teacher_logits, sources, targets=batch.targets)
 
     def scalars(self) -> dict[str, float]:
         return {"temperature": self.temperature().item()}

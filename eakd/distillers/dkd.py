@@ -139,4 +139,4 @@ class DKD(LogitDistiller):
             "nckd": scale * self.beta * non_target,
         }
         entropy_logits = dict.fromkeys(("tckd", "nckd"), entropy_pair)
-        return Terms(losses, student_logits, teacher_logits, entropy_logits)
+        return Terms(losses, student_logits, teacher_logits, entropy_logits, targets=batch.targets)

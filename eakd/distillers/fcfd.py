@@ -282,7 +282,7 @@ class FCFD(Distiller):
             "appearance": self.l2_weight * ramp * appearance,
             "function": self.l2_weight * ramp * function,
         }
-        return Terms(losses, student_logits, teacher_logits)
+        return Terms(losses, student_logits, teacher_logits, targets=batch.targets)
 
     def _continue(
         self, network: StagedModel, path: Path, x: Tensor

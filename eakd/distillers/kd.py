@@ -113,7 +113,7 @@ class CrossEntropy(Distiller):
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         logits = self.passes(batch, progress)
-        return Terms({"ce": cross_entropy(logits, batch.targets)}, logits)
+        return Terms({"ce": cross_entropy(logits, batch.targets)}, logits, targets=batch.targets)
 
 
 class KD(LogitDistiller):
@@ -152,4 +152,5 @@ class KD(LogitDistiller):
             "ce": self.ce_weight * cross_entropy(student_logits, batch.targets),
             "kd": self.kd_weight * kd_loss(*pair, self.temperature),
         }
-        return Terms(losses, student_logits, teacher_logits, {"kd": entropy_pair})
+        sources = {"kd": entropy_pair}
+        return Terms(losses, student_logits, teacher_logits, sources, targets=batch.targets)

@@ -204,4 +204,4 @@ class MLD(LogitDistiller):
             "class": self.kd_weight * class_level,
         }
         entropy_logits = {"instance_weak": weak_entropy, "instance_strong": strong_entropy}
-        return Terms(losses, student_weak, teacher_weak, entropy_logits)
+        return Terms(losses, student_weak, teacher_weak, entropy_logits, targets=batch.targets)

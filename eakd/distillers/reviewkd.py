@@ -181,4 +181,4 @@ class ReviewKD(Distiller):
             "ce": self.ce_weight * cross_entropy(student_logits, batch.targets),
             "review": self.review_weight * warmup * review,
         }
-        return Terms(losses, student_logits, teacher_logits)
+        return Terms(losses, student_logits, teacher_logits, targets=batch.targets)

@@ -19,6 +19,7 @@ from eakd.errors import UserError, check_number
 from eakd.files import write_json
 from eakd.language.batches import TextData, joined_fingerprint
 from eakd.language.cache import HiddenTable
+from eakd.language.distillers import check_weighting
 from eakd.language.evaluation import evaluate
 from eakd.language.hub import directory_digest, find_directory
 from eakd.language.models import (
@@ -58,6 +59,7 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> tuple[Bui
     check_keys(OmegaConf.to_container(config), dict.fromkeys((*DATA_KEYS, *FACTS["data"])), "data")
     check_number("data.rouge_samples", config.data.rouge_samples, at_least=0, integer=True)
     weighting = build(config.weighting, "weighting", WeightFunction)
+    check_weighting(weighting)  # before the texts are read
     method = target_of(config.distiller, "distiller", Distiller)
     for role in ("student", *(["teacher"] if needs_teacher(config) else [])):
         check_role(config, role)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eakd.distillers.base import Distiller, Progress, Terms
 from eakd.errors import UserError, check_boolean, check_choice, check_number
-from eakd.factors import MATCHED, SHUFFLED
+from eakd.factors import FACTORS, MATCHED, RESCALED, SHUFFLED
 from eakd.language.batches import Batch
 from eakd.language.loss import (
     DIVERGENCES,
@@ -58,6 +58,7 @@ class LanguageMethod(Distiller):
         chunk_size: int | None = None,
     ):
         super().__init__(student, teacher, weighting)
+        check_weighting(weighting)
         if chunk_size is not None:
             check_number("chunk_size", chunk_size, at_least=1, integer=True)
         self.chunk_size = chunk_size
@@ -105,6 +106,16 @@ class LanguageMethod(Distiller):
         terms = SequenceTerms(losses, count=batch.count, **more)
         terms.right = batch.means(found.right)
         return terms
+
+
+def check_weighting(weighting: Any) -> None:
+    """Raise `UserError` for what needs more than a chunk's entropies: a rule, a step's means."""
+    kind = getattr(weighting, "kind", None)
+    if getattr(weighting, "judges", False) or kind in RESCALED:
+        raise UserError(
+            f"weighting.kind: found {kind!r}, allowed for texts is a weighting by entropies at its "
+            f"own scale: {', '.join((*FACTORS, *MATCHED, *SHUFFLED))}"
+        )
 
 
 def common_vocabulary(vocabulary: int | None, student: nn.Module, teacher: nn.Module | None) -> int:

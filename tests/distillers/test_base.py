@@ -7,7 +7,8 @@ import torch
 
 from eakd.distillers import Distiller, Progress, Terms
 from eakd.errors import UserError
-from eakd.weighting import KINDS, Entropies, Weighting, ea_weight, entropy
+from eakd.factors import FACTORS, MATCHED, SHUFFLED
+from eakd.weighting import Entropies, Weighting, ea_weight, entropy
 
 N, C = 6, 10
 STUDENT, TEACHER = torch.randn(2, N, C, generator=torch.Generator().manual_seed(0)) * 3
@@ -61,7 +62,7 @@ def test_entropies_are_those_of_the_logits_that_the_weight_came_from():
     torch.testing.assert_close(found.weight, ea_weight(*other))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*FACTORS, *MATCHED, *SHUFFLED, "teacher_rescaled"])
 def test_known_entropies_give_the_weights_of_their_logits(kind):
     seen = Weighting(kind).entropies(STUDENT, TEACHER)
     term = torch.rand(N)
@@ -82,11 +83,12 @@ def test_a_count_is_the_denominator_of_sums():
     assert sum(halves).item() == pytest.approx(found.loss.item() - 0.25)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*FACTORS, *MATCHED, *SHUFFLED, "focal", "focal_rescaled"])
 def test_no_row_is_zero_and_not_nan(kind):
     empty = torch.zeros(0, requires_grad=True)
     nothing = STUDENT[:0]
-    found = total({"kd": empty}, kind, student=nothing, teacher=nothing)
+    labels = torch.zeros(0, dtype=torch.int64)
+    found = total({"kd": empty}, kind, student=nothing, teacher=nothing, targets=labels)
     found.loss.backward()
     assert found.loss == 0 and empty.grad.shape == (0,)
 

@@ -43,9 +43,9 @@ def assert_same(function, found, calls):
 
 
 @dynamic
-@pytest.mark.parametrize("kind", [*FACTORS, *MATCHED])
+@pytest.mark.parametrize("kind", [*FACTORS, *MATCHED, "power_sum", "focal_rescaled"])
 def test_weightings(kind, dynamic):
-    calls = [logits(shape) for shape in SHAPES]
+    calls = [(*logits(shape), torch.arange(shape[0]) % 2) for shape in SHAPES]
     assert_same(Weighting(kind), compiled(Weighting(kind), dynamic), calls)
 
 

@@ -10,9 +10,10 @@ from eakd.composing import compose
 from eakd.data.base import Batch
 from eakd.distillers.base import Progress
 from eakd.errors import UserError
+from eakd.factors import FACTORS, MATCHED, SHUFFLED
 from eakd.targets import build
 from eakd.training.device import Compute
-from eakd.weighting import KINDS, Weighting
+from eakd.weighting import Weighting
 
 PAIRS = [
     "resnet32x4 resnet8x4",
@@ -82,7 +83,7 @@ def test_a_step_in_each_precision(method, pair):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*FACTORS, *MATCHED, *SHUFFLED, "focal", "margin_rescaled"])
 def test_every_weighting(method, kind):
     assert step(make(method, weighting=Weighting(kind))).isfinite()
 

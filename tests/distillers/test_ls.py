@@ -14,7 +14,8 @@ from eakd.distillers.kd import KD
 from eakd.distillers.mld import MLD
 from eakd.distillers.standardization import standardize
 from eakd.errors import UserError
-from eakd.weighting import KINDS, Weighting
+from eakd.factors import FACTORS, MATCHED, SHUFFLED
+from eakd.weighting import Weighting
 
 METHODS = (KD, CTKD, DKD, MLD)
 each_method = pytest.mark.parametrize("method", METHODS)
@@ -138,7 +139,7 @@ def test_uniform_weighting_is_the_plain_method(method, standard):
 
 @each_method
 @with_and_without
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*FACTORS, *MATCHED, *SHUFFLED, "focal", "margin_rescaled"])
 def test_gradients_reach_neither_teacher_nor_weight(method, standard, kind):
     data, z = random_batch(requires_grad=True)
     distiller = method(
@@ -162,9 +163,10 @@ def test_gradients_reach_neither_teacher_nor_weight(method, standard, kind):
 
 def _weight(distiller, terms: Terms, name: str) -> torch.Tensor:
     """The weight as a constant, recomputed outside of the graph."""
-    pair = (x.detach().clone() for x in terms.entropy_logits[name])
+    pair = [x.detach().clone() for x in terms.entropy_logits[name]]
     weighting = distiller.weighting
-    return weighting.deal(weighting.combine(weighting.entropies(*pair)), progress().generator)
+    seen = weighting.entropies(*pair)._replace(judged=weighting.judge(*pair, terms.targets))
+    return weighting.deal(weighting.combine(seen), progress().generator)
 
 
 @each_method
