@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from eakd.composing import compose
 from eakd.config import ROOT, method_label
 from eakd.data.base import Batch
-from eakd.distillers.base import Progress
+from eakd.distillers.base import Distiller, Progress, Terms
 from eakd.errors import UserError
-from eakd.factors import FACTORS
+from eakd.factors import FACTORS, RULES
 from eakd.weighting import Weighting
 
 PAGE = ROOT / "docs" / "add-a-method.md"
@@ -40,8 +40,9 @@ def blocks(language):
 def mine(tmp_path_factory):
     """A user's own folder: the page's files, and the words that make every command see them."""
     folder = tmp_path_factory.mktemp("mine")
-    hint, line, doubt = blocks("python")
-    assert len(hint.splitlines()) < 45 and len(line.splitlines()) == 1
+    hint, line, rule, doubt = blocks("python")
+    assert len(hint.splitlines()) < 45
+    assert len(line.splitlines()) == len(rule.splitlines()) == 1
     hint_yaml, doubt_yaml = blocks("yaml")
     for name in ("distiller", "weighting"):
         (folder / "mine" / name).mkdir(parents=True)
@@ -112,6 +113,18 @@ def test_a_factor_is_one_line(monkeypatch):
     weight = weighting(student, teacher)
     seen = weighting.entropies(student, teacher)
     torch.testing.assert_close(weight, (seen.teacher - seen.student).abs() / seen.bound)
+
+
+def test_a_rule_is_one_line(monkeypatch):
+    (line,) = blocks("python")[2].splitlines()
+    name, function = eval("{" + line + "}").popitem()  # our own page
+    monkeypatch.setitem(RULES, name, function)
+    student, teacher = torch.randn(2, 6, 10)
+    labels = torch.arange(6)
+    terms = Terms({"kd": torch.ones(6)}, student, teacher, targets=labels)
+    found = Distiller(torch.nn.Identity(), weighting=Weighting(name)).total(terms)
+    expected = 1 - torch.softmax(teacher, dim=-1)[labels, labels]
+    torch.testing.assert_close(found.weight, expected)
 
 
 def test_a_weighting_of_ones_own_trains(mine, tiny_with_teacher, tmp_path):

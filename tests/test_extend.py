@@ -93,7 +93,8 @@ def test_the_table_of_lines_is_true():
     assert rows == {
         "a method": lines(python[0], yaml[0]),
         "a weighting": lines(python[1]),
-        "a weighting by logits": lines(python[2], yaml[1]),
+        "a weighting by predictions": lines(python[2]),
+        "a weighting by logits": lines(python[3], yaml[1]),
         "a model": lines(section("A model", "python"), section("A model", "yaml")),
         "a data set": lines(section("A data set", "python"), section("A data set", "yaml")),
         "a data set of class folders": [],

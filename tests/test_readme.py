@@ -153,7 +153,13 @@ def test_help_lists_groups_and_values():
         assert result.returncode == 0, result.stderr
         assert "eakd:" in result.stdout
     text = run(["scripts/train.py", "--help"]).stdout
-    for words in ("teacher: ", "student: ", "distiller: ", "weighting: ea", "data: cifar10"):
+    for words in (
+        "teacher: ",
+        "student: ",
+        "distiller: ",
+        "weighting: confidence",
+        "data: cifar10",
+    ):
         assert words in text
 
 

@@ -227,13 +227,6 @@ def test_what_is_missing_else_is_one_line():
         total(Weighting("margin"), losses, entropies=known)
 
 
-def test_a_rule_of_ones_own_is_one_line(monkeypatch):
-    monkeypatch.setitem(RULES, "misled", lambda seen: 1 - seen.true(seen.teacher))
-    student, teacher, labels = batch()
-    found = total(Weighting("misled"), {"kd": torch.ones(12)}, student, teacher, targets=labels)
-    torch.testing.assert_close(found.weight, 1 - Weighting("true_class")(student, teacher, labels))
-
-
 def test_a_callable_is_given_labels_if_it_takes_them():
     student, teacher, labels = batch()
     losses = {"kd": torch.ones(12)}

@@ -222,9 +222,9 @@ def answers(seed=0):
     return Regions(logits, offsets, labels, image, boxes), (teachers, others)
 
 
-def weighed(**settings):
+def weighed(kind="ea", **settings):
     regions, teachers = answers()
-    distiller = RoIKD(student(), teacher(), Weighting("ea"), **settings)
+    distiller = RoIKD(student(), teacher(), Weighting(kind), **settings)
     terms = distiller.compare(regions, teachers, {}, START)
     return regions.logits, teachers[0], terms, distiller.total(terms, START)
 
@@ -245,6 +245,19 @@ def test_the_weight_without_background():
     distance = (regions.offsets - others)[:, 4:].square().mean(1)
     torch.testing.assert_close(terms["box"], 0.5 * distance)
     torch.testing.assert_close(total.loss, (total.weight * (terms["kd"] + terms["box"])).mean())
+
+
+def test_a_rule_sees_the_regions_labels():
+    regions, (teachers, _) = answers()
+    weight = Weighting("focal")(regions.logits, teachers, regions.labels)
+    torch.testing.assert_close(weighed("focal")[3].weight, weight)
+    means = torch.cat([weight[:3].mean().expand(3), weight[3:].mean().expand(4)])
+    shared = weighed("focal_rescaled", sample="image")[3].weight
+    ea = ea_weight(regions.logits, teachers)
+    torch.testing.assert_close(shared, means * ea.mean() / weight.mean())
+    assert weighed("margin", classes="foreground")[3].weight.shape == (7,)
+    with pytest.raises(UserError, match=r"^weighting\.kind=focal: found no labels"):
+        weighed("focal", classes="foreground")  # which number the background too
 
 
 def test_foreground_regions_alone():
