@@ -231,8 +231,8 @@ class SequenceKD(LanguageMethod):
 
     @staticmethod
     def _of_rows(batch: Batch, entropies: Entropies) -> Entropies:
-        teacher, student, bound = entropies
-        return Entropies(batch.means(teacher), batch.means(student), bound)
+        means = batch.means(entropies.teacher), batch.means(entropies.student)
+        return Entropies(*means, entropies.bound)
 
     def _foresee(self, batch: Batch) -> Foresee | None:
         """What `Distiller.total` will multiply each token's losses with, if that can be told."""
