@@ -153,7 +153,12 @@ def test_a_step_without_a_sample_for_each_process_is_refused(batch_size, smalles
 # --- two processes against one ---
 
 
-@pytest.mark.parametrize("method", [["distiller=ea_kd"], ["distiller=kd", "weighting=matched"]])
+KD = "distiller=kd"
+
+
+@pytest.mark.parametrize(
+    "method", [["distiller=ea_kd"], [KD, "weighting=matched"], [KD, "weighting=focal_rescaled"]]
+)
 def test_two_processes_compute_what_one_does(common, tmp_path, method):
     one, two = tmp_path / "one", tmp_path / "two"
     method = [*method, "record.samples=[2]"]
