@@ -45,6 +45,8 @@ DEMONSTRATION: Mapping[str, Any] = {
     "group": "",  # of distiller, in which the methods are
     "methods": ["none", "kd", "ea_kd", "kd+matched"],
     "seeds": [*range(10)],
+    "threads": 1,  # more of them cost such small networks time
+    "overrides": [],  # of the students
     "next": "ea_dkd",
 }
 METHODS = "methods=[METHOD,METHOD+WEIGHTING]"
@@ -127,12 +129,12 @@ def plan(config: DictConfig) -> list[DictConfig]:
         check_number("seeds", seed, at_least=0, integer=True)
     overrides = check_each(plain(config.overrides), MINE)
     common = [f"{key}={written(config[key])}" for key in ROOTS]
-    common.append("threads=1")  # more of them cost such small networks time
+    common.append(f"threads={proposed['threads']}")
     students, pair = [], choices(config)
     for method in _listed(proposed, "methods"):
         check_text("methods", method)
         words = method_overrides(method, method_group(config))
-        students.append(compose([*common, *pair, *words, *overrides]))
+        students.append(compose([*common, *pair, *words, *proposed["overrides"], *overrides]))
         _try(students[-1])
     labels = list(map(method_label, students))
     if len(set(labels)) < len(labels):
