@@ -135,9 +135,9 @@ def check_config(
     if mode == RunMode.MULTIRUN:
         SWEEPS.add(str(config.hydra.sweep.dir))
         return
-    for group in groups:
+    for group, default in groups.items():
         found = raw.get(group)
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) and not (found is default is None):
             allowed = nearest(str(found), loader.get_group_options(group))
             raise UserError(f"{group}: found {shortened(found)}, allowed {allowed}")
     check_names(config, loader, settings["overrides"]["task"])
@@ -146,16 +146,21 @@ def check_config(
 
 
 @functools.cache
-def root_keys(config_name: str) -> tuple[list[str], dict[str, Any]]:
-    """The groups and the keys of a root file, those of the files that it includes too.
+def root_keys(config_name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """The groups, with their defaults, and the keys of a root file, and of files that it includes.
 
+    A group whose default is null may be left open.
     ``experiment`` is none of them: its files set the values of others.
     """
     node = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))
-    groups, known = [], {}
+    groups, known = {}, {}
     for entry in node.pop("defaults", ()):
         if isinstance(entry, dict):
-            groups += [g for g in entry if not g.startswith("override ") and g != "experiment"]
+            groups |= {
+                group: choice
+                for group, choice in entry.items()
+                if not group.startswith("override ") and group != "experiment"
+            }
         elif entry != "_self_":
             known |= root_keys(entry)[1]
     node.pop("hydra", None)

@@ -36,6 +36,7 @@ from eakd.language.text import Rows, check_lengths
 from eakd.places import command_words
 from eakd.targets import build, target_of
 from eakd.training.device import Compute
+from eakd.training.find_teacher import shipped_teacher
 from eakd.training.hints import config_dir_words, teacher_overrides
 from eakd.training.reading import read_json
 from eakd.training.schedule import Recipe
@@ -177,8 +178,8 @@ def check_model(
 def find_teacher(config: DictConfig, download: bool = True) -> Path:
     """The directory behind ``teacher.checkpoint``.
 
-    ``auto`` is ``checkpoint_root/<data>/<name>``, or else what ``teacher.path`` names, unless that
-    is a model that nobody has taught the task.
+    ``auto`` is ``checkpoint_root/<data>/<name>``, or else one that the package brings with it, or
+    what ``teacher.path`` names, unless that is a model that nobody has taught the task.
 
     Raises:
         UserError: no directory; the message says which command trains the teacher.
@@ -189,6 +190,9 @@ def find_teacher(config: DictConfig, download: bool = True) -> Path:
     place = Path(config.checkpoint_root) / config.data.name / name
     if (place / "config.json").is_file():
         return place
+    shipped = shipped_teacher(config)
+    if shipped is not None:
+        return shipped
     path = config.teacher.get("path")
     if path is not None and path not in UNTAUGHT:
         return find_directory(path, "teacher.path", download)

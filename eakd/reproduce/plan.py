@@ -18,7 +18,7 @@ from eakd.errors import UserError, check_choice, check_number
 from eakd.places import MANIFEST
 from eakd.reproduce.overrides import check_overrides, of_teacher, read
 from eakd.reproduce.table import Cell, Table, method_overrides, pair_overrides
-from eakd.training.find_teacher import manifest_entry, teacher_files
+from eakd.training.find_teacher import manifest_entry, shipped_teacher, teacher_files
 from eakd.training.hints import written
 from eakd.training.protocol import kind_of
 
@@ -366,7 +366,8 @@ def _places(config: DictConfig, name: str) -> list[Path]:
     """Where a model is kept as a teacher: a file, or a folder where the data's file says so."""
     root, data = Path(config.checkpoint_root), config.data.name
     if (plain(config.data.get("plan")) or {}).get("folders"):
-        return [root / data / name]
+        shipped = shipped_teacher(config) if name == config.teacher.name else None
+        return [root / data / name, *([shipped] if shipped else [])]
     return teacher_files(root, data, name)
 
 

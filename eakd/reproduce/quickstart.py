@@ -1,4 +1,4 @@
-"""The main job in small: a teacher, students with and without distillation, one table."""
+"""The main job in small, in any domain: a teacher, students with and without it, one table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,33 @@ from eakd.files import write_text
 from eakd.reproduce.comparison import (
     compare,
     first_metric,
+    metrics_of,
     paired_difference,
     plot_curves,
     read_runs,
+    spread,
     to_markdown,
 )
 from eakd.reproduce.overrides import INSTEAD, check_each, of_teacher
 from eakd.reproduce.table import method_overrides
+from eakd.training.find_teacher import shipped_teacher
 from eakd.training.hints import group_words, written
 from eakd.training.run import run
 
 log = logging.getLogger(__name__)
 
 ROOTS = ("output_root", "checkpoint_root")
+# What is run where neither the command line nor the data set's file, in plan.quickstart, says.
+DEMONSTRATION: Mapping[str, Any] = {
+    "teacher": "resnet20",
+    "student": "resnet8",
+    "group": "",  # of distiller, in which the methods are
+    "methods": ["none", "kd", "ea_kd", "kd+matched"],
+    "seeds": [*range(10)],
+    "threads": 1,  # more of them cost such small networks time
+    "overrides": [],  # of the students
+    "next": "ea_dkd",
+}
 METHODS = "methods=[METHOD,METHOD+WEIGHTING]"
 # What an override must not set → the key of quickstart that does.
 KEYS = {"distiller": METHODS, "weighting": METHODS, "seed": "seeds=[…]", "run_dir": "output_root=…"}
@@ -75,12 +90,31 @@ def quickstart(config: DictConfig) -> str:
         f"Made: {len(jobs)} runs below {config.output_root}/{jobs[0].data.name}, each with its "
         "config, curves and weights.\n"
         f"Look: {folder}/comparison.md (this table) and {folder}/curves.png (accuracy by epoch).\n"
-        f"Next: {python} scripts/train.py {shlex.join(choices(config))} distiller=ea_dkd"
+        f"Next: {python} scripts/train.py {shlex.join(choices(config))} "
+        f"distiller={method_group(config)}{demonstration(config)['next']}"
     )
+
+
+def demonstration(config: DictConfig) -> dict[str, Any]:
+    """What is run: the command line's choices, then those of the data set's file, then ours."""
+    chosen = {key: plain(config[key]) for key in ("methods", "seeds") if config[key] is not None}
+    return {**DEMONSTRATION, **(_plan_of(config).get("quickstart") or {}), **chosen}
+
+
+def method_group(config: DictConfig) -> str:
+    """``language/``: what stands before a method's name; nothing for images."""
+    group = demonstration(config)["group"]
+    return f"{group}/" if group else ""
+
+
+def _plan_of(config: DictConfig) -> dict[str, Any]:
+    return plain(config.data.get("plan")) or {}
 
 
 def plan(config: DictConfig) -> list[DictConfig]:
     """The configs of the runs: the teacher's, if a method needs one, then the students' by seed.
+
+    A teacher that the package brings with it is not trained.
 
     Raises:
         UserError: whatever can be wrong is found here.
@@ -90,26 +124,29 @@ def plan(config: DictConfig) -> list[DictConfig]:
         check_folder(key, config[key])
     if find_spec("matplotlib") is None:
         raise UserError("found no matplotlib, which draws the curves:  pip install 'eakd[plots]'")
-    for seed in _listed(config, "seeds"):
+    proposed = demonstration(config)
+    for seed in _listed(proposed, "seeds"):
         check_number("seeds", seed, at_least=0, integer=True)
     overrides = check_each(plain(config.overrides), MINE)
     common = [f"{key}={written(config[key])}" for key in ROOTS]
-    common.append("threads=1")  # more of them cost such small networks time
+    common.append(f"threads={proposed['threads']}")
     students, pair = [], choices(config)
-    for method in _listed(config, "methods"):
+    for method in _listed(proposed, "methods"):
         check_text("methods", method)
-        students.append(compose([*common, *pair, *method_overrides(method), *overrides]))
+        words = method_overrides(method, method_group(config))
+        students.append(compose([*common, *pair, *words, *proposed["overrides"], *overrides]))
         _try(students[-1])
     labels = list(map(method_label, students))
     if len(set(labels)) < len(labels):
         raise UserError(f"methods: found one twice, {', '.join(labels)}, allowed is each once")
     jobs = []
-    if any(map(needs_teacher, students)):
-        own = (plain(students[0].data.get("plan")) or {}).get("teacher", [])
-        words = [*choices(config, student="teacher"), "distiller=none", "save_teacher=true", *own]
+    taught = next(filter(needs_teacher, students), None)
+    if taught is not None and shipped_teacher(taught) is None:
+        words = [*choices(config, student="teacher"), f"distiller={method_group(config)}none"]
+        words += ["save_teacher=true", *_plan_of(taught).get("teacher", [])]
         jobs.append(compose([*common, *words, *of_teacher(overrides)]))
         _try(jobs[0])
-    for seed in config.seeds:
+    for seed in proposed["seeds"]:
         for student in students:
             jobs.append(student.copy())
             jobs[-1].seed = seed
@@ -118,10 +155,12 @@ def plan(config: DictConfig) -> list[DictConfig]:
 
 def choices(config: DictConfig, **roles: str) -> list[str]:
     """The overrides behind data, recipe and networks, however they were given."""
-    raw = OmegaConf.to_container(config)
+    raw, proposed = OmegaConf.to_container(config), demonstration(config)
     roles = roles or {"teacher": "teacher", "student": "student"}
     found = [*group_words("data", raw["data"]), *group_words("recipe", raw["recipe"])]
-    found += [word for role, key in roles.items() for word in group_words(role, raw[key])]
+    for role, key in roles.items():
+        node = raw.get(key)
+        found += group_words(role, node) if node else [f"{role}={proposed[key]}"]
     known = (
         f"recipe={raw['data']['name']}",
         "~teacher.checkpoint",
@@ -130,8 +169,8 @@ def choices(config: DictConfig, **roles: str) -> list[str]:
     return [word for word in found if word not in known]
 
 
-def _listed(config: DictConfig, key: str) -> list[Any]:
-    found = plain(config[key])
+def _listed(proposed: Mapping[str, Any], key: str) -> list[Any]:
+    found = proposed[key]
     if not isinstance(found, list) or not found or len(set(map(str, found))) < len(found):
         raise UserError(f"{key}: found {shortened(found)}, allowed is a list, each value once")
     return found
@@ -144,17 +183,26 @@ def _try(config: DictConfig) -> None:
     from eakd.targets import build
     from eakd.training.run import build_compute, build_weighting
     from eakd.training.schedule import Recipe
+    from eakd.weighting import WeightFunction
 
     check_domain(config)
     build(config.recipe, "recipe", Recipe)
-    compute, classes = build_compute(config), config.data.num_classes
+    compute = build_compute(config)
+    if config.data.get("task"):  # networks of the other domains are built of their data
+        build(config.weighting, "weighting", WeightFunction)
+        return
+    classes = config.data.num_classes
     student, teacher = (build_model(config[key], key, classes) for key in ("student", "teacher"))
     size = config.data.get("image_size") or 32
     build_distiller(config, student, teacher, build_weighting(config, compute), size, compute)
 
 
-def report(runs: list[dict[str, Any]], config: DictConfig, teacher: DictConfig) -> str:
-    """The table as Markdown, and what it was made from."""
+def report(runs: list[dict[str, Any]], config: DictConfig, first_job: DictConfig) -> str:
+    """The table as Markdown, and what it was made from.
+
+    Args:
+        first_job: the teacher's run, where there is one.
+    """
     first, (metric, heading) = runs[0], first_metric(runs)
     about = [
         f"Test {heading}, mean ± sample standard deviation over seeds. *Last* is the final epoch "
@@ -162,23 +210,47 @@ def report(runs: list[dict[str, Any]], config: DictConfig, teacher: DictConfig) 
     ]
     taught = next((r[key] for r in runs if (key := f"teacher_{metric}") in r), None)
     if taught is not None:
-        sizes = [data.get("train_per_class") for data in (teacher.data, first["config"]["data"])]
+        sizes = [each.get("train_per_class") for each in (first_job.data, first["config"]["data"])]
         more = f" It learned from {sizes[0]} images a class, the students from {sizes[1]} of them."
         about.insert(0, f"The teacher reaches {taught:.2f} {heading}.{more if all(sizes) else ''}")
     table = to_markdown(compare(runs, select=config.select), select=config.select)
-    names = [config[key].name for key in ("student", "data", "teacher")]
+    names = [
+        first["config"].get(key, {}).get("name", "none") for key in ("student", "data", "teacher")
+    ]
     parts = ["# {} on {}, teacher {}".format(*names), *about, table]
-    by_method: dict[str, dict[int, float]] = {}
-    for each in runs:
-        value = each[f"{metric}_{config.select}"]
-        by_method.setdefault(each["method"], {})[each["seed"]] = value
-    d = paired_difference(*(by_method.get(name, {}) for name in ("ea_kd", "kd+matched")))
+    values = by_method(runs, f"{metric}_{config.select}")
+    d = paired_difference(*(values.get(name, {}) for name in ("ea_kd", "kd+matched")))
     if d is not None:
         parts.append(
             "EA's choice of samples alone (ea_kd against kd+matched, where every sample has EA's "
             f"mean weight): {d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f}, p = {d.p:.3f})."
         )
+    parts += [loss_lines(runs, config.select)] if "loss" in metrics_of(first) else []
     return "\n\n".join(parts) + "\n"
+
+
+def by_method(runs: list[dict[str, Any]], key: str) -> dict[str, dict[int, float]]:
+    """Method → seed → the value of ``key`` in a summary."""
+    found: dict[str, dict[int, float]] = {}
+    for each in runs:
+        found.setdefault(each["method"], {})[each["seed"]] = each[key]
+    return found
+
+
+def loss_lines(runs: list[dict[str, Any]], select: str) -> str:
+    """The test loss of each method, of which less is better, and what KD does to it."""
+    heading, values = metrics_of(runs[0])["loss"], by_method(runs, f"loss_{select}")
+    shown = [f"{name} {spread(tuple(each.values()), 3)}" for name, each in values.items()]
+    taught = next((run["teacher_loss"] for run in runs if "teacher_loss" in run), None)
+    shown += [f"the teacher {taught:.3f}"] if taught is not None else []
+    text = f"Test loss in {heading}, less is better, {select} epoch: {', '.join(shown)}."
+    for name, other in (("kd", "none"), ("ea_kd", "kd"), ("ea_kd", "kd+matched")):
+        d = paired_difference(values.get(name, {}), values.get(other, {}))
+        if d is not None:
+            text += (
+                f"\n{name} − {other}: {d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}, p = {d.p:.3f})."
+            )
+    return text
 
 
 def keep(folder: Path, text: str) -> None:

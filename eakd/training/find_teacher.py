@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
+import eakd
 from eakd.download import Archive, download
 from eakd.errors import UserError, check_text
 from eakd.places import command_words
@@ -82,6 +83,19 @@ def manifest_entry(manifest: Path, data: str, name: str) -> dict[str, Any]:
 def teacher_files(root: Path, data: str, name: str) -> list[Path]:
     """Where ``teacher.checkpoint=auto`` looks, the first place first."""
     return [root / data / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+
+
+def shipped_teacher(config: Any) -> Path | None:
+    """The trained teacher of a run that the package brings with it, or ``None``.
+
+    ``plan.shipped`` in a data set's file says which there are. One that was trained here, in
+    ``checkpoint_root``, comes before it.
+    """
+    plan, name = config.data.get("plan") or {}, config.teacher.name
+    place = (plan.get("shipped") or {}).get(name)
+    if place is None or config.teacher.checkpoint != "auto":
+        return None
+    return Path(eakd.__file__).parent / place
 
 
 def find_checkpoint(
