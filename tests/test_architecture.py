@@ -63,6 +63,8 @@ ALLOWED = {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),
     },
+    # Other projects' loops; nothing imports it.
+    "adapters": {"errors", "factors", "weighting", "data", "models", "distillers"},
     # Looks at what the others leave; nothing but commands imports it.
     "analysis": {
         *("errors", "files", "factors", "weighting", "plotting", *CONFIG),
