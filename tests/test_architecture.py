@@ -13,7 +13,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 # What commands do.
 DOERS = {
     *("training", "classification", "language", "detection"),
-    *("benchmark", "reproduce", "teachers", "analysis"),
+    *("benchmark", "reproduce", "teachers", "analysis", "hub"),
 }
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
@@ -62,6 +62,11 @@ ALLOWED = {
     "teachers": {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),
+    },
+    # Students that leave: as folders, and to the hub.
+    "hub": {
+        *("errors", "files", *CONFIG),
+        *("data", "models", "training", "language"),
     },
     # Other projects' loops; nothing imports it.
     "adapters": {"errors", "factors", "weighting", "data", "models", "distillers"},
