@@ -1,14 +1,14 @@
 """An exported detector finds what the run's detector finds."""
 
-import json
-
 import pytest
 import torch
 from coco_sets import write_set
 
 import eakd
 from eakd.composing import compose
+from eakd.detection.predict import load_detector
 from eakd.hub.export import export
+from eakd.training.device import Compute
 from eakd.training.run import run
 
 pytest.importorskip("pycocotools")
@@ -29,19 +29,13 @@ def test_an_exported_detector(tmp_path):
     known = model.exported
     assert (known["task"], known["short_side"], known["long_side"]) == ("object-detection", 96, 128)
     assert known["test_metrics"]["ap"] == summary["ap_last"]
-    # The run's own tool opens the file, and finds the same with it.
-    predicted = []
-    from eakd.detection.predict import load_detector
-    from eakd.training.device import Compute
-
-    compute = Compute.create(device="cpu", precision="float32")
-    config = compose([f"run={tmp_path / 'run'}", "device=cpu", "precision=float32"], "predict")
-    wanted = load_detector(config, compute)
-    assert model.categories == wanted.categories
-    images = [torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))]
-    for network in (model, wanted.model):
-        state = network.state_dict()
-        predicted.append({name: value.clone() for name, value in state.items()})
-    assert images and all(torch.equal(predicted[0][k], v) for k, v in predicted[1].items())
+    # The run's own tool finds the same network, names of classes included.
+    words = [f"run={tmp_path / 'run'}", "device=cpu", "precision=float32"]
+    wanted = load_detector(compose(words, "predict"), Compute.create(device="cpu"))
+    assert model.categories == wanted.categories and str(model) == str(wanted.model)
+    for found, value in zip(
+        model.state_dict().values(), wanted.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(found, value)
     text = (folder / "README.md").read_text()
-    assert "pipeline_tag: object-detection" in text and json.dumps(summary["seed"]) in text
+    assert "pipeline_tag: object-detection" in text

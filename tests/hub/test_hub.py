@@ -142,7 +142,7 @@ def test_timm_opens_its_own(name, size, tiny, tmp_path):
         for model in (opened, named):  # they take images as timm prepares them
             torch.testing.assert_close(model(ours.adapt(x)), wanted)
     known = timm.data.resolve_model_data_config(opened)
-    assert known["input_size"] == (3, size, size) and known["crop_pct"] == 1.0
+    assert list(known["input_size"]) == [3, size, size] and known["crop_pct"] == 1.0
     assert results(folder)[0].data.library_name == "timm"
 
 

@@ -1,31 +1,27 @@
 """An exported language model is the run's best, for transformers as for us."""
 
-import shutil
-
 import pytest
 import torch
 
 import eakd
 from eakd.composing import compose
-from eakd.errors import UserError
 from eakd.hub.export import export
-from eakd.training.reading import read_object
 from eakd.training.run import run
 
 transformers = pytest.importorskip("transformers")
 
 
-@torch.no_grad()
 def test_an_exported_language_model(words, tmp_path):
     summary = run(compose([*words, "recipe.epochs=2", f"run_dir={tmp_path / 'run'}"]))
     folder = export(compose([f"run={tmp_path / 'run'}", f"to={tmp_path / 'a'}"], "export"))
     tokens = torch.arange(20)[None]
     wanted, theirs = (
-        transformers.AutoModelForCausalLM.from_pretrained(place).eval()(tokens).logits
+        transformers.AutoModelForCausalLM.from_pretrained(place).eval()(tokens).logits.detach()
         for place in (tmp_path / "run" / "best", folder)
     )
     model = eakd.load(folder)
-    assert torch.equal(theirs, wanted) and torch.equal(model(tokens).logits, wanted)
+    assert torch.equal(theirs, wanted)
+    assert torch.equal(model(tokens).logits.detach(), wanted)
     assert len(transformers.AutoTokenizer.from_pretrained(folder)) == model.config.vocab_size
     best = summary["token_accuracy_best"]
     assert model.exported["epoch"] == "best"
@@ -33,9 +29,3 @@ def test_an_exported_language_model(words, tmp_path):
     text = (folder / "README.md").read_text()
     assert "library_name: transformers" in text and f"value: {best}" in text
     assert str(tmp_path) not in text and str(compose(words).data.train) not in text
-    # Another model's weights.
-    damaged = shutil.copytree(folder, tmp_path / "b")
-    shutil.copyfile(tmp_path / "run" / "last" / "model.safetensors", damaged / "model.safetensors")
-    if read_object(tmp_path / "run" / "summary.json")["token_accuracy_best_epoch"] != 2:
-        with pytest.raises(UserError, match="found weights with the digest"):
-            eakd.load(damaged)
