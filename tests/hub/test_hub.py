@@ -273,3 +273,11 @@ def test_a_glob_names_one_run(finished, trained, tmp_path):
     assert read_object(folder / "config.json")["eakd"]["method"] == "ea_kd"
     with pytest.raises(UserError, match="run: found 2 directories in"):
         exported(finished.parent / "seed*", tmp_path / "b")
+
+
+def test_without_its_data_a_run_has_no_names_of_classes(finished, tmp_path, caplog):
+    copied = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(copied / ".hydra")
+    known = eakd.load(exported(copied, tmp_path / "a")).exported
+    assert (known["classes"], known["num_classes"], known["image_size"]) == (None, 10, 16)
+    assert "names of classes are left out" in caplog.text
