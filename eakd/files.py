@@ -76,6 +76,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: naming ``path``, when the disk is full, or whatever else the system refuses.
     """
+    path = Path(os.path.abspath(path))  # "." has no name
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in _leftovers(path):
         shutil.rmtree(left, ignore_errors=True)
@@ -90,7 +91,12 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
                     os.fsync(written.fileno())
             if path.exists():
                 os.rename(path, old)
-            os.rename(temporary, path)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if old.exists():
+                    os.rename(old, path)
+                raise
             sync_directory(path.parent)
         finally:
             for left in (temporary, old):
