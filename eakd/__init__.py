@@ -3,6 +3,8 @@
 The weighting for a training loop of your own::
 
     from eakd import ea_weight, entropy
+
+and a network that ``eakd-export`` has written: ``eakd.load(FOLDER)``.
 """
 
 from __future__ import annotations
@@ -11,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eakd.distillers.kd import kd_loss
+    from eakd.hub.loading import load
     from eakd.weighting import Weighting, ea_weight, entropy
 
 __version__ = "0.1.0"
 
-__all__ = ["Weighting", "__version__", "ea_weight", "entropy", "kd_loss"]
+__all__ = ["Weighting", "__version__", "ea_weight", "entropy", "kd_loss", "load"]
 
 _HOME = {
     "Weighting": "eakd.weighting",
     "ea_weight": "eakd.weighting",
     "entropy": "eakd.weighting",
     "kd_loss": "eakd.distillers.kd",
+    "load": "eakd.hub.loading",
 }
 
 

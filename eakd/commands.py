@@ -114,3 +114,11 @@ def figure(config: DictConfig) -> None:
     from eakd.analysis.command import figure
 
     figure(config)
+
+
+@command
+def export(config: DictConfig) -> None:
+    """A finished run's student as a folder that eakd.load, torch, timm or transformers opens."""
+    from eakd.hub.export import export
+
+    export(config)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,12 @@ def remove_leftovers(path: Path) -> None:
     They are silent for an hour, which goes for writers on other machines, and no process here has
     the number in their name.
     """
+    for left in _leftovers(path):
+        with contextlib.suppress(OSError):  # gone, or somebody else's
+            os.unlink(left)
+
+
+def _leftovers(path: Path) -> Iterator[str]:
     # Without a number: of versions until 0.2.
     name = re.compile(rf"\.{re.escape(path.name)}\.(?:(\d+)\.)?[a-z0-9_]{{8}}\.tmp")
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
@@ -55,9 +62,45 @@ def remove_leftovers(path: Path) -> None:
             match = name.fullmatch(entry.name)
             if not match or (match[1] and _lives(int(match[1]))):
                 continue
-            with contextlib.suppress(OSError):  # gone, or somebody else's
+            with contextlib.suppress(OSError):
                 if time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER:
-                    os.unlink(entry.path)
+                    yield entry.path
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` on a temporary neighbour of the folder ``path``, then rename it.
+
+    ``write`` makes that folder. What was at ``path`` before is replaced; between the two renames of
+    a replacement there is no ``path``. Neighbours that killed writers left are removed.
+
+    Raises:
+        OSError: naming ``path``, when the disk is full, or whatever else the system refuses.
+    """
+    path = Path(os.path.abspath(path))  # "." has no name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _leftovers(path):
+        shutil.rmtree(left, ignore_errors=True)
+    temporary, old = (
+        path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp") for _ in range(2)
+    )
+    with writing(path):
+        try:
+            write(temporary)
+            for file in filter(Path.is_file, temporary.rglob("*")):
+                with file.open("rb+") as written:
+                    os.fsync(written.fileno())
+            if path.exists():
+                os.rename(path, old)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if old.exists():
+                    os.rename(old, path)
+                raise
+            sync_directory(path.parent)
+        finally:
+            for left in (temporary, old):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _lives(process: int) -> bool:

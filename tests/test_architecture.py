@@ -13,7 +13,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 # What commands do.
 DOERS = {
     *("training", "classification", "language", "detection"),
-    *("benchmark", "reproduce", "teachers", "analysis"),
+    *("benchmark", "reproduce", "teachers", "analysis", "hub"),
 }
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
@@ -64,6 +64,13 @@ ALLOWED = {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),
     },
+    # Students that leave: as folders, and to the hub.
+    "hub": {
+        *("errors", "files", *CONFIG),
+        *("data", "models", "training", "language"),
+    },
+    # Other projects' loops; nothing imports it.
+    "adapters": {"errors", "factors", "weighting", "data", "models", "distillers"},
     # Looks at what the others leave; nothing but commands imports it.
     "analysis": {
         *("errors", "files", "factors", "weighting", "plotting", *CONFIG),

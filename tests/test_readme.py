@@ -82,6 +82,12 @@ def test_every_training_command_of_the_readme_runs(tmp_path):
     assert "ea_kd, entropy_temperature=2 | 3 |" in result.stdout and "| kd | 3 |" in result.stdout
     result = run([report[0], f"runs={tmp_path}/outputs/digits_pool/resnet20-resnet8/**"])
     assert result.returncode == 2 and "weighting.entropy_temperature" in result.stderr
+    export = next(words for words in README if words[0] == "scripts/export.py")
+    places = {"run=outputs": f"run={tmp_path}/outputs", "to=": f"to={tmp_path}/"}
+    for start, place in places.items():
+        export = [re.sub(f"^{start}", place, word) for word in export]
+    result = run(export)
+    assert result.returncode == 0 and "top-1 % in the last epoch" in result.stdout, result.stderr
     evaluate = next(words for words in README if words[0] == "scripts/evaluate.py")
     result = run([*evaluate, f"checkpoint_root={tmp_path / 'checkpoints'}"])
     assert result.returncode == 0 and "top-1" in result.stdout, result.stderr
@@ -126,7 +132,7 @@ def test_every_figure_command_of_the_readme_runs(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-OTHERS = {f"scripts/{name}.py" for name in ("reproduce", "teachers", "convert", "figure")}
+OTHERS = {f"scripts/{name}.py" for name in ("reproduce", "teachers", "convert", "figure", "export")}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -148,6 +154,7 @@ def test_help_lists_groups_and_values():
         "teachers",
         "convert",
         "figure",
+        "export",
     ):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eakd.files import write_atomically, write_json, write_text
+from eakd.files import write_atomically, write_folder, write_json, write_text
 from eakd.models.weights import save_weights
 
 OLD = time.time() - 2 * 3600
@@ -141,3 +141,25 @@ def test_a_place_that_is_taken_is_named_and_left_alone(place, tmp_path):
         write_text(tmp_path / place, "text")
     assert str(tmp_path / place.split("/")[0]) in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_is_replaced_whole_or_stays(dead, tmp_path):
+    path = tmp_path / "folder"
+
+    def write(folder, name="new"):
+        (folder / "inner").mkdir(parents=True)
+        (folder / "inner" / name).write_text("text")
+
+    def half(folder):
+        write(folder)
+        raise RuntimeError("in the middle")
+
+    left = tmp_path / f".folder.{dead}.0123abcd.tmp"
+    left.mkdir()
+    os.utime(left, (OLD, OLD))
+    write_folder(path, lambda folder: write(folder, "old"))
+    with pytest.raises(RuntimeError):
+        write_folder(path, half)
+    assert sorted(tmp_path.rglob("*")) == [path, path / "inner", path / "inner" / "old"]
+    write_folder(path, write)
+    assert sorted(tmp_path.rglob("*")) == [path, path / "inner", path / "inner" / "new"]

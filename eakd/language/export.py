@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from eakd.files import sync_directory, write_json, writing
+from eakd.files import write_folder, write_json
 
 METADATA = "eakd.json"  # what the model was measured at
 
@@ -28,22 +26,11 @@ def save_directory(
     # Of killed processes; only one writes in a run's directory.
     for left in path.parent.glob(f".{path.name}.*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-    temporary, old = (
-        path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp") for _ in range(2)
-    )
-    with writing(path):
-        try:
-            model.save_pretrained(temporary, safe_serialization=True)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-            write_json(temporary / METADATA, dict(metadata))
-            for file in temporary.iterdir():
-                with file.open("rb+") as written:
-                    os.fsync(written.fileno())
-            if path.exists():
-                os.rename(path, old)
-            os.rename(temporary, path)
-            sync_directory(path.parent)
-        finally:
-            for left in (temporary, old):
-                shutil.rmtree(left, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, safe_serialization=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_json(folder / METADATA, dict(metadata))
+
+    write_folder(path, write)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class TimmModel(StagedModel):
         scale, shift: ``image * scale + shift`` per channel turns the data set's normalisation into
             the network's.
         feature_indices: which of timm's intermediate maps to return; None for all.
+        arguments: what ``timm.create_model`` was called with, besides the name.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class TimmModel(StagedModel):
         scale: Tensor,
         shift: Tensor,
         feature_indices: Sequence[int] | None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.arguments = dict(arguments or {})
         self.architecture = architecture
         self.input_size = input_size
         self.interpolation = "bicubic" if bicubic else "bilinear"
@@ -225,7 +228,7 @@ def timm_model(
         check_numbers("feature_indices", feature_indices, integer=True)
     arguments = {"pretrained": pretrained, "num_classes": num_classes, **timm_args}
     try:
-        model = _create(timm.create_model, architecture, arguments, input_size)
+        model, arguments = _create(timm.create_model, architecture, arguments, input_size)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{architecture}: timm cannot create it ({reason})") from error
@@ -243,16 +246,21 @@ def timm_model(
         scale,
         shift,
         feature_indices,
+        arguments,
     )
 
 
 def _create(
     create: Any, architecture: str, arguments: dict[str, Any], input_size: int | None
-) -> nn.Module:
-    """Transformers must know another input size; convolutional networks know no such argument."""
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and with what it was created.
+
+    Transformers must know another input size; convolutional networks know no such argument.
+    """
     if input_size is not None:
+        sized = {"img_size": input_size, **arguments}
         try:
-            return create(architecture, img_size=input_size, **arguments)
+            return create(architecture, **sized), sized
         except TypeError:
             pass
-    return create(architecture, **arguments)
+    return create(architecture, **arguments), arguments

@@ -25,16 +25,20 @@ def describe_protocol(config: DictConfig) -> str:
     The time follows from the seconds of an epoch on record: of runs of the same kind (`kind_of`)
     under ``output_root``, or else in `speed_file`. A damaged record counts as none.
     """
-    recipe = config.recipe
+    return f"{describe_recipe(config.recipe, config.recipe.get('name', 'custom'))}; {_time(config)}"
+
+
+def describe_recipe(recipe: DictConfig, name: str) -> str:
+    """The same without the time."""
     steps = recipe.get("steps_per_epoch")
     parts = [
-        f"protocol {recipe.get('name', 'custom')}: {recipe.epochs} epochs",
+        f"protocol {name}: {recipe.epochs} epochs",
         *([f"{steps} steps each"] if steps else []),
         f"batch size {recipe.batch_size}",
         f"{_optimizer(recipe)} at {recipe.lr:g}",
         _schedule(recipe),
     ]
-    return f"{', '.join(parts)}; {_time(config)}"
+    return ", ".join(parts)
 
 
 def _optimizer(recipe: DictConfig) -> str:

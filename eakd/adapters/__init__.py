@@ -1,0 +1,1 @@
+"""Our losses and weights inside other projects' training loops."""
