@@ -1,4 +1,4 @@
-"""``hydra/sweeper=optuna``: a search over hyper-parameters that continues where it stopped.
+"""``hydra/sweeper=search``: a search over hyper-parameters that continues where it stopped.
 
 Hydra's plugin hands Optuna's proposals to a launcher. It counts the trials of one command, forgets
 what a kill left, and asks a seeded sampler for the same values again; `Search` does not.
@@ -11,8 +11,11 @@ import logging
 import re
 import shlex
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hydra.core.plugins import Plugins
 
 from eakd.config import UNIDENTIFYING
 from eakd.errors import Diverged, UserError, check_name, check_number
@@ -89,6 +92,7 @@ class Search(OptunaSweeperImpl):
             Locked: another process works on the study.
         """
         space, fixed = create_params_from_overrides(arguments)
+        space = {key: values for key, values in space.items() if key not in fixed}
         if not space:
             raise UserError(
                 "hydra/sweeper: found no key to search over, allowed is one or more, such as "
@@ -111,7 +115,13 @@ class Search(OptunaSweeperImpl):
         study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(study.trials))
         while (left := self.n_trials - len(done(study))) > 0:
             trials = [study.ask() for _ in range(min(left, self.n_jobs))]
-            jobs = self._configure_trials(trials, space, fixed)
+            try:
+                jobs = self._configure_trials(trials, space, fixed)
+            except ValueError as error:
+                raise UserError(
+                    f"hydra.sweeper.study_name: found {folder}, a search over other values "
+                    f"({error}), allowed is another name"
+                ) from error
             results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
             failures = [tell(study, *pair) for pair in zip(trials, results, strict=True)]
             for failure in filter(None, failures):
@@ -182,3 +192,15 @@ def tell(study: optuna.Study, trial: optuna.Trial, result: Any) -> Exception | N
     except Exception as error:
         return error
     return None
+
+
+def is_plugin(
+    target: str, known: Callable[[str], bool] = Plugins.is_in_toplevel_plugins_module
+) -> bool:
+    """Whether Hydra may call a target: one from its packages of plugins, or `Search`."""
+    return target == f"{__name__}.{Search.__name__}" or known(target)
+
+
+# Hydra takes sweepers from the package hydra_plugins alone, all of which it imports at each start.
+Plugins.is_in_toplevel_plugins_module = staticmethod(is_plugin)
+Plugins.instance().register(Search)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import logging
 import netrc
@@ -127,17 +128,23 @@ class WandbTracking(Service):
         if mode == "disabled":
             return
         described = {"config": config, "name": name, "group": self.group or group}
-        if mode == "online":
-            try:
-                self._reach()
-                return self._start(mode, directory, described)
-            except Exception as error:  # no network, no such server, a key that is not valid
-                log.warning("W&B cannot be used online (%s)", _first_line(error))
-                mode = "offline"
-                # Its service still holds the name of a run that it could not begin.
-                (directory / ID).unlink(missing_ok=True)
-        self._attempt(lambda: self._start(mode, directory, described))
-        if self._run is not None and mode == "offline":
+        self._attempt(lambda: self._open(mode, directory, described))
+
+    def _open(self, mode: str, directory: Path, described: dict[str, Any]) -> None:
+        """Begin a run online if that can be, and offline otherwise."""
+        if mode == "online" and (reason := self._unreachable()):
+            log.warning("W&B cannot be reached (%s)", reason)
+            mode = "offline"
+        try:
+            self._start(mode, directory, described)
+        except Exception as error:  # a key that is not valid, or a server that is none of W&B's
+            if mode != "online":
+                raise
+            log.warning("W&B cannot be used online (%s)", _first_line(error))
+            (directory / ID).unlink()  # its service still holds the name of what did not begin
+            mode = "offline"
+            self._start(mode, directory, described)
+        if mode == "offline":
             log.info("W&B is offline; to upload this run: %s", self.upload)
 
     @property
@@ -145,18 +152,20 @@ class WandbTracking(Service):
         """The command that uploads what this run left on the disk."""
         return f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
 
-    def _reach(self) -> None:
-        """Raise an `OSError` unless the server says something: W&B itself would retry for long."""
+    def _unreachable(self) -> str | None:
+        """Why the server says nothing at all; W&B's own client would retry for long."""
         import wandb
 
         url = wandb.setup().settings.base_url
         try:
             urllib.request.urlopen(url, timeout=self.timeout).close()
-        except urllib.error.HTTPError:
-            return
-        except urllib.error.URLError as error:
-            if not isinstance(error.reason, ssl.SSLError):  # W&B knows certificates of its own
-                raise OSError(f"{url}: {error.reason}") from error
+        except urllib.error.HTTPError:  # an answer
+            return None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            # W&B knows certificates of its own.
+            return None if isinstance(reason, ssl.SSLError) else f"{url}: {reason}"
+        return None
 
     def _start(self, mode: str, directory: Path, described: dict[str, Any]) -> None:
         import wandb

@@ -1,4 +1,4 @@
-"""``hydra/sweeper=optuna``: killed anywhere, the same command goes on, and trains nothing twice."""
+"""``hydra/sweeper=search``: killed anywhere, the same command goes on, and trains nothing twice."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 optuna = pytest.importorskip("optuna")
 
 WORDS = [
-    *("scripts/train.py", "-m", "hydra/sweeper=optuna", "distiller=none", "threads=1"),
+    *("scripts/train.py", "-m", "hydra/sweeper=search", "distiller=none", "threads=1"),
     *("data.train_per_class=8", "recipe.epochs=2", "recipe.batch_size=16"),
     *("recipe.evaluate_every=2", "recipe.lr=tag(log,interval(0.01,0.1))"),
 ]

@@ -66,7 +66,7 @@ def test_a_server_that_is_not_there(online, tiny, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     (folder,) = started(tiny, tmp_path / "a run")  # with a space, which a shell would split
     assert folder.name.startswith("offline-run-") and list(folder.glob("*.wandb"))
-    assert "cannot be used online (http://127.0.0.1:9: [Errno 111]" in caplog.text
+    assert "cannot be reached (http://127.0.0.1:9: [Errno 111]" in caplog.text
     # The line as it is pasted finds the run; all that it lacks is a key.
     (command,) = re.findall(r"to upload this run: (wandb sync .*)$", caplog.text, re.M)
     words = shlex.split(command)
@@ -82,7 +82,7 @@ def test_a_server_that_never_answers(online, silent_server, tiny, tmp_path, capl
     online.setenv("WANDB_BASE_URL", silent_server)
     (folder,) = started(tiny, tmp_path / "run", "tracking.timeout=1")
     assert folder.name.startswith("offline-run-")
-    assert "cannot be used online" in caplog.text and "timed out" in caplog.text
+    assert "cannot be reached" in caplog.text and "timed out" in caplog.text
 
 
 def test_a_server_that_refuses(online, tiny, tmp_path, caplog):
