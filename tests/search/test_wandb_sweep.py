@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import yaml
 from wandb.wandb_agent import Agent
 
@@ -30,6 +31,7 @@ def test_the_metric_is_one_of_the_validation_split_and_each_value_composes():
         assert config.weighting.kind == "ea" and config.data.val_fraction > 0
 
 
+@pytest.mark.slow
 def test_an_agent_runs_it(tiny_with_teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
