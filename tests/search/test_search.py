@@ -3,11 +3,14 @@
 import json
 import re
 import shlex
+import sys
 
 import processes
 import pytest
 
+import eakd
 from eakd.composing import compose
+from eakd.errors import UserError
 
 optuna = pytest.importorskip("optuna")
 
@@ -98,3 +101,11 @@ def test_a_trial_that_diverges_counts_and_a_wrong_value_ends_the_search(tmp_path
     assert json.loads(next(tmp_path.glob("outputs/searches/*/best.json")).read_text())["best"] == [
         "recipe.lr=0.05"
     ]
+
+
+def test_without_its_extra_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.delitem(sys.modules, "eakd.search", raising=False)
+    monkeypatch.delattr(eakd, "search", raising=False)
+    with pytest.raises(UserError, match="found no plugin 'optuna' .*pip install 'eakd"):
+        compose(["hydra/sweeper=search"])
