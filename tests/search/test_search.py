@@ -107,5 +107,5 @@ def test_without_its_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.delitem(sys.modules, "eakd.search", raising=False)
     monkeypatch.delattr(eakd, "search", raising=False)
-    with pytest.raises(UserError, match="found no plugin 'optuna' .*pip install 'eakd"):
+    with pytest.raises(UserError, match=r"found no plugin 'optuna' .*pip install 'eakd"):
         compose(["hydra/sweeper=search"])
