@@ -230,7 +230,8 @@ def check_hydra(settings: dict[str, Any]) -> None:
             kind = next((k for place, k in PLUGINS.items() if re.fullmatch(place, path)), None)
             if kind is None:
                 found = shortened(node["_target_"])
-                raise UserError(f"{path}._target_: found {found}, allowed is none")
+                search = "; ours is hydra/sweeper=search" * path.startswith("hydra.sweeper.")
+                raise UserError(f"{path}._target_: found {found}, allowed is none{search}")
             target_of(node, path, kind)
         if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
             _check_logging(path, node)

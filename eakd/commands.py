@@ -7,6 +7,7 @@ command has something to do, so that ``--help`` answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,7 +15,7 @@ from eakd.command_line import entry_point
 from eakd.config import DEFAULT_TASK, plain
 
 
-def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+def command(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
     """The program that does ``task`` with ``configs/NAME.yaml``, NAME being the task's name."""
 
     def program() -> None:
@@ -25,12 +26,16 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
 
 @command
-def train(config: DictConfig) -> None:
-    """Train one student, or one teacher with ``distiller=none``."""
-    from eakd.analysis.watching import pictures
-    from eakd.training.run import run
+def train(config: DictConfig) -> float | None:
+    """Train one student, or one teacher with ``distiller=none``.
 
-    run(config, pictures)
+    Returns:
+        What a search goes by; see `eakd.training.run.validated`.
+    """
+    from eakd.analysis.watching import pictures
+    from eakd.training.run import run, validated
+
+    return validated(run(config, pictures))
 
 
 @command

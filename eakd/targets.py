@@ -44,6 +44,8 @@ def locate(name: object, key: str) -> Any:
             else:
                 found = importlib.import_module(".".join([first, *parts[: place + 1]]))
         return found
+    except UserError:  # of a module that misses what it needs, and says so
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

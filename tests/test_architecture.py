@@ -23,6 +23,7 @@ ALLOWED = {
     "files": set(),
     "factors": set(),
     "workers": set(),
+    "topk": {"errors"},
     "download": {"errors", "files"},
     "seen": {"errors"},
     "weighting": {"errors", "factors", "seen"},
@@ -40,7 +41,7 @@ ALLOWED = {
     # Knows no domain: neither images nor any task but by its name in a data set's file.
     "training": {"errors", "files", "download", "weighting", *CONFIG, "distillers"},
     "classification": {
-        *("errors", "files", "weighting", *CONFIG),
+        *("errors", "files", "weighting", "topk", *CONFIG),
         *("data", "models", "distillers", "training"),
     },
     "language": {
@@ -60,6 +61,7 @@ ALLOWED = {
         *("training", "classification", "benchmark"),  # quickstart is of images
         "language",  # evaluations after training
     },
+    "search": {"errors", "files", "places", "config", "training"},  # of training, only the lock
     "teachers": {
         *("errors", "files", "download", *CONFIG),
         *("models", "training", "classification", "reproduce"),

@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eakd.data.base import Batch
+from eakd.topk import correct
 from eakd.training.device import Compute
-
-
-def correct(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """Number of samples whose target is among the ``k`` largest of ``(N, C)`` logits."""
-    if k == 1:
-        return (logits.argmax(dim=-1) == targets).sum()
-    top = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
-    return (top == targets[:, None]).any(dim=-1).sum()
 
 
 @torch.inference_mode()

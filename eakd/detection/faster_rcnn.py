@@ -13,6 +13,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
+from eakd.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from eakd.detection.parts import (
     AlignedPool,
     Anchors,
@@ -25,7 +26,7 @@ from eakd.errors import UserError, check_choice, check_number, check_numbers
 from eakd.models.inference import prepare_teacher
 
 # Of ImageNet, RGB in [0, 1]: torchvision's backbones. detectron2's are 255 times the same.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 RATIOS = (0.5, 1.0, 2.0)  # of anchors, height / width
 SIDE = 64  # of the dry run's image: the coarsest map is one pixel, of stride 64
 

@@ -35,6 +35,26 @@ def cosine_lambda(epoch: int, decay_epochs: int = 10, minimum: float = -1.0) -> 
     return minimum * (1 - (1 + math.cos(math.pi * done)) / 2)
 
 
+def curriculum_temperature(
+    theta: Tensor, scale: float = -1.0, minimum: float = 1.0, width: float = 20.0
+) -> Tensor:
+    """CTKD's temperature, ``τ = minimum + width · sigmoid(θ)``, for `kd_loss`.
+
+    Source: Li et al. (2023), global version.
+
+    Args:
+        theta: the learned ``()``, given to the optimiser beside the student's parameters.
+        scale: factor of θ's gradient, `cosine_lambda` of the epoch: negative, so that the optimiser
+            makes the task harder.
+        minimum: lower end of τ, > 0.
+        width: of τ's interval, > 0.
+
+    Returns:
+        ``()``; its gradient flows to θ, through the factor τ² too.
+    """
+    return minimum + width * torch.sigmoid(scale_gradient(theta, scale))
+
+
 class CTKD(LogitDistiller):
     """KD with one learned temperature, ``τ = min_temperature + temperature_range · sigmoid(θ)``.
 
@@ -80,8 +100,8 @@ class CTKD(LogitDistiller):
 
     def temperature(self, scale: float = 1.0) -> Tensor:
         """The current τ, a scalar tensor, with θ's gradient multiplied by ``scale``."""
-        theta = scale_gradient(self.theta, scale)
-        return self.min_temperature + self.temperature_range * torch.sigmoid(theta)
+        interval = self.min_temperature, self.temperature_range
+        return curriculum_temperature(self.theta, scale, *interval)
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
         student_logits, teacher_logits = self.passes(batch, progress)

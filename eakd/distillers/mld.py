@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -126,6 +128,52 @@ def relation_losses(
     return batch.mean(dim=-1).sum(), classes.mean(dim=-1).sum()
 
 
+class MLDLosses(NamedTuple):
+    """The parts of MLD's loss, in nats or squared probabilities, before any weight.
+
+    Attributes:
+        instance_weak, instance_strong: ``(N,)``, of the two views; the weight of either comes from
+            the same logits.
+        batch, classes: ``()``, of the whole batch.
+    """
+
+    instance_weak: Tensor
+    instance_strong: Tensor
+    batch: Tensor
+    classes: Tensor
+
+
+def mld_losses(
+    weak: LogitPair,
+    strong: LogitPair,
+    temperatures: Tensor | None = None,
+    variant: str = "published",
+    compared: tuple[LogitPair, LogitPair] | None = None,
+) -> MLDLosses:
+    """All levels of MLD. With weights ``(N,)`` of the two views the distillation loss is ::
+
+        a, b, batch, classes = mld_losses((student, teacher), (student_strong, teacher_strong))
+        loss = (weight * a).mean() + (weight_strong * b).mean() + batch + classes
+
+    Source: Jin et al. (2023), Eqs. 3 to 8, and their code.
+
+    Args:
+        weak, strong: (student, teacher) logits of two views of the same images, each ``(N, C)``.
+        temperatures: ``(K,)`` on the logits' device; 4, 3, 5, 2 and 6 by default.
+        variant: see `low_confidence` and `instance_losses`.
+        compared: (weak, strong) logits for the instance level where they are others: standardised.
+
+    Raises:
+        UserError: shapes that do not fit, an unknown variant.
+    """
+    check_choice("variant", variant, VARIANTS)
+    if temperatures is None:
+        temperatures = weak[0].new_tensor([4.0, *EXTRA_TEMPERATURES], dtype=torch.float32)
+    samples, classes = low_confidence(weak[1], variant)
+    instance = instance_losses(*(compared or (weak, strong)), samples, temperatures, variant)
+    return MLDLosses(*instance, *relation_losses(*weak, samples, classes, temperatures))
+
+
 class MLD(LogitDistiller):
     """``ce_weight · (CE weak + CE strong) + kd_weight · (instance + batch + class)``.
 
@@ -184,24 +232,20 @@ class MLD(LogitDistiller):
         return (student_weak, teacher_weak), (student_strong, teacher_strong)
 
     def forward(self, batch: Batch, progress: Progress) -> Terms:
-        (student_weak, teacher_weak), raw_strong = self.passes(batch, progress)
-        weak, weak_entropy = self.loss_and_entropy_logits(student_weak, teacher_weak)
+        raw_weak, raw_strong = self.passes(batch, progress)
+        weak, weak_entropy = self.loss_and_entropy_logits(*raw_weak)
         strong, strong_entropy = self.loss_and_entropy_logits(*raw_strong)
-        samples, classes = low_confidence(teacher_weak, self.variant)
-        instance_weak, instance_strong = instance_losses(
-            weak, strong, samples, self.temperatures, self.variant
+        found = mld_losses(
+            *(raw_weak, raw_strong, self.temperatures, self.variant), compared=(weak, strong)
         )
-        batch_level, class_level = relation_losses(
-            student_weak, teacher_weak, samples, classes, self.temperatures
-        )
-        ce = cross_entropy(student_weak, batch.targets)
+        ce = cross_entropy(raw_weak[0], batch.targets)
         ce = ce + cross_entropy(raw_strong[0], batch.targets)
         losses = {
             "ce": self.ce_weight * ce,
-            "instance_weak": self.kd_weight * instance_weak,
-            "instance_strong": self.kd_weight * instance_strong,
-            "batch": self.kd_weight * batch_level,
-            "class": self.kd_weight * class_level,
+            "instance_weak": self.kd_weight * found.instance_weak,
+            "instance_strong": self.kd_weight * found.instance_strong,
+            "batch": self.kd_weight * found.batch,
+            "class": self.kd_weight * found.classes,
         }
         entropy_logits = {"instance_weak": weak_entropy, "instance_strong": strong_entropy}
-        return Terms(losses, student_weak, teacher_weak, entropy_logits, targets=batch.targets)
+        return Terms(losses, *raw_weak, entropy_logits, targets=batch.targets)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from eakd.training.recording import Recording
     from eakd.training.schedule import Recipe
     from eakd.training.task import Built, Data, Task
+    from eakd.training.tensorboard import TensorBoardTracking
     from eakd.training.tracking import NoTracking, WandbTracking
 
 _HOME = {
@@ -22,6 +23,7 @@ _HOME = {
     "Recording": "eakd.training.recording",
     "RunRecord": "eakd.training.record",
     "Task": "eakd.training.task",
+    "TensorBoardTracking": "eakd.training.tensorboard",
     "WandbTracking": "eakd.training.tracking",
     "evaluate": "eakd.classification.evaluation",  # where it was before
     "fit": "eakd.training.loop",
@@ -36,6 +38,7 @@ __all__ = [
     "Recording",
     "RunRecord",
     "Task",
+    "TensorBoardTracking",
     "WandbTracking",
     "evaluate",
     "fit",

@@ -205,6 +205,12 @@ def _train(
     return summary
 
 
+def validated(summary: Mapping[str, Any] | None) -> float | None:
+    """The best epoch's first metric on the validation split, ``None`` of a run that has none."""
+    first = next(iter((summary or {}).get("metrics", ())), None)
+    return (summary or {}).get(f"val_{first}_best")
+
+
 def check_finished(config: DictConfig, record: RunRecord) -> None:
     """Whether what a finished run was made from is still what lies there.
 
