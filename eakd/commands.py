@@ -114,3 +114,11 @@ def figure(config: DictConfig) -> None:
     from eakd.analysis.command import figure
 
     figure(config)
+
+
+@command
+def migrate(config: DictConfig) -> None:
+    """The command for a YAML file of mdistiller or of its forks."""
+    from eakd.migrate import migrate
+
+    migrate(config)

@@ -148,6 +148,7 @@ def test_help_lists_groups_and_values():
         "teachers",
         "convert",
         "figure",
+        "migrate",
     ):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr
