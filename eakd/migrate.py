@@ -127,16 +127,16 @@ def read(path: Path, opts: object = ()) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        mark = getattr(error, "problem_mark", None)
+        where = f"no YAML in line {mark.line + 1}" if mark else " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or where
         raise UserError(f"from: found {str(path)!r} ({reason}), allowed is a YAML file") from error
     if not isinstance(found, dict):
         raise UserError(f"from: found no mapping in {str(path)!r}, allowed are lines KEY: VALUE")
     if not isinstance(opts, list) or len(opts) % 2:
         raise UserError(f"opts: found {opts}, allowed is a list [KEY,VALUE,…]")
-    return {
-        **dict(_leaves(found)),
-        **{str(k): v for k, v in zip(opts[::2], opts[1::2], strict=True)},
-    }
+    over = {str(key): value for key, value in zip(opts[::2], opts[1::2], strict=True)}
+    return {**dict(_leaves(found)), **over}
 
 
 def _leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -223,7 +223,7 @@ def _overrides(base: list[str], wanted: Mapping[str, Any]) -> list[str]:
     for key, value in wanted.items():
         if plain(OmegaConf.select(config, key)) != value:
             words.append(f"{key}={value}".replace(" ", ""))
-    composed = compose(words)
+    composed = compose(words) if words != base else config
     wrong = [key for key in wanted if plain(OmegaConf.select(composed, key)) != wanted[key]]
     assert not wrong, wrong
     recipe = plain(composed.recipe)

@@ -138,7 +138,7 @@ def test_tiny_imagenet(converted):
 
 def test_every_other_key_is_named_with_its_reason(converted):
     text = 'EXPERIMENT: {TAG: "a"}\nLOG: {WANDB: false}\nFOO: {BAR: 1}\nAT: {P: 2}\n'
-    text += pair("KD", more="", solver='SOLVER: {WEIGHT_DECAY: 5e-4, TRAINER: "dot"}')
+    text += pair("KD", more="", solver='SOLVER: {WEIGHT_DECAY: 5e-4, TRAINER: "dot"}\n')
     words, comments = converted(text + "DKD: {T: 2}\n")
     assert words == [*BASE, "distiller=kd"]
     named = [line for line in comments if line.startswith("# not converted: ")]
@@ -190,8 +190,9 @@ def test_their_checkpoints_load(tmp_path):
     both = {f"module.student.{key}": value for key, value in plain.items()}
     both |= {f"module.teacher.{key}": value for key, value in teacher.state_dict().items()}
     torch.save({"model": plain}, tmp_path / "student_best")
-    torch.save({"epoch": 240, "model": both, "best_acc": torch.tensor(70.0)}, tmp_path / "latest")
-    for name in ("student_best", "latest"):
-        fresh = resnet8(num_classes=10)
-        load_weights(fresh, tmp_path / name)
-        assert all(torch.equal(value, plain[key]) for key, value in fresh.state_dict().items())
+    torch.save({"epoch": 240, "model": both, "best_acc": torch.tensor(70.0)}, tmp_path / "best")
+    fresh = resnet8(num_classes=10)
+    load_weights(fresh, tmp_path / "student_best")
+    assert all(torch.equal(value, plain[key]) for key, value in fresh.state_dict().items())
+    with pytest.raises(UserError, match="not the weights of this ResNet: missing"):
+        load_weights(fresh, tmp_path / "best")  # student_best lies beside it
