@@ -71,11 +71,9 @@ def offer_files_of(page, own_configs, tmp_path, monkeypatch):
         names = re.findall(r"`(?:mine|configs)/([\w/]+\.yaml)`", block.before)
         target = re.search(r"_target_: ([\w.]+)\.(\w+)", block.text)
         if names and target:
-            (defined,) = (
-                c for c in code if re.search(rf"^(class|def) {target[2]}\b", c.text, re.M)
-            )
+            defined = re.compile(rf"^(class|def) {target[2]}\b", re.M)
             module = f"page_{target[1].rpartition('.')[2]}"
-            python[module] = defined.text
+            (python[module],) = (c.text for c in code if defined.search(c.text))
             files[names[-1]] = block.text.replace(target[0], f"_target_: {module}.{target[2]}")
         elif names:
             files[names[-1]] = block.text
@@ -162,10 +160,11 @@ def detector(tmp_path):
 
 
 def finished_runs(tmp_path):
-    from recorded import write_run
+    from recorded import segments_of, write_run
 
     for seed in (0, 1):
-        write_run(tmp_path / "outputs", "kd", seed)
+        lines = {"lines": lambda epoch: {"clean": segments_of([1.0] * 10)}}
+        write_run(tmp_path / "outputs", "kd", seed, **lines)
     return {}
 
 
