@@ -26,12 +26,18 @@ METHODS = {"NONE": "none", "KD": "kd", "DKD": "dkd", "REVIEWKD": "reviewkd"}
 METHODS |= dict.fromkeys(("MLKD", "KD_ours"), "mld")
 DATA = {code: {"cifar100": "cifar100"} for code in CODES}
 DATA["mdistiller"]["tiny_imagenet"] = "tiny_imagenet"
-NETWORKS = {name: name for name in ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44")}
-NETWORKS |= {name: name for name in ("resnet56", "resnet110", "resnet8x4", "resnet32x4")}
-NETWORKS |= {name: name for name in ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "wrn_28_4")}
-NETWORKS |= {name: name for name in ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19")}
-NETWORKS |= {"ResNet18": "resnet18", "ResNet50": "resnet50", "MobileNetV2": "mobilenetv2"}
-NETWORKS |= {"ShuffleV1": "shufflenetv1", "ShuffleV2": "shufflenetv2"}
+SAME_NAME = (
+    *("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2", "wrn_28_4"),
+    *("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+)
+NETWORKS = {name: name for name in SAME_NAME} | {
+    "ResNet18": "resnet18",
+    "ResNet50": "resnet50",
+    "MobileNetV2": "mobilenetv2",
+    "ShuffleV1": "shufflenetv1",
+    "ShuffleV2": "shufflenetv2",
+}
 
 # Their key -> ours and their default. Every method has the first, the others have a section each.
 SOLVER = {
@@ -174,8 +180,8 @@ def command_of(
     method = reading.choice("DISTILLER.TYPE", "NONE", METHODS)
     if flags and method not in STANDARDIZED[code]:
         raise UserError(f"logit_stand: found true with {method}, which that code does not read")
-    standardized = bool(flags) or _standardized(reading, code, method)
-    weighted = code == "ea_kd" and method != "none" and bool(reading.value("DISTILLER.EA", 0))
+    standardized = _standardized(reading, code, method) or bool(flags)
+    weighted = code == "ea_kd" and method != "none" and reading.switch("DISTILLER.EA")
     networks = {**NETWORKS}
     if data == "tiny_imagenet":  # where they have another network of that name
         networks["MobileNetV2"] = "mobilenetv2_tiny"
@@ -211,9 +217,8 @@ def command_of(
 
 def _standardized(reading: Reading, code: str, method: str) -> bool:
     """Whether the logits are standardised, by the key of the code."""
-    if method not in STANDARDIZED[code]:
-        return False
-    return bool(reading.value("DISTILLER.LS" if code == "ea_kd" else "EXPERIMENT.LOGIT_STAND", 0))
+    key = "DISTILLER.LS" if code == "ea_kd" else "EXPERIMENT.LOGIT_STAND"
+    return method in STANDARDIZED[code] and reading.switch(key)
 
 
 def _overrides(base: list[str], wanted: Mapping[str, Any]) -> list[str]:
@@ -255,6 +260,12 @@ class Reading:
             }.get(key, "")
             raise UserError(f"{key}: found {found!r}, allowed is one of {', '.join(known)}{advice}")
         return known[found]
+
+    def switch(self, key: str) -> bool:
+        """Whether something is on, which is off by default."""
+        found = self.value(key, False)
+        check_choice(key, found, (False, True, 0, 1))
+        return bool(found)
 
     def number(self, key: str, default: Any) -> Any:
         """A number, or a list of them where the default is one; ``5e-4`` is a text in YAML 1.1."""
