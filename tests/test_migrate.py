@@ -157,6 +157,7 @@ def test_every_other_key_is_named_with_its_reason(converted):
         ("DATASET: {TYPE: imagenet}", (), "DATASET.TYPE: found 'imagenet', allowed is one of ci"),
         (pair("KD", solver="SOLVER: {LR: fast}"), (), "SOLVER.LR: found 'fast', allowed is a n"),
         (pair("KD", solver="SOLVER: {LR_DECAY_STAGES: 3}"), (), "SOLVER.LR_DECAY_STAGES: found 3"),
+        (pair("KD", more="  EA: maybe\n"), (), "DISTILLER.EA: found 'maybe', allowed is one of"),
         (pair("KD", solver="SOLVER: {EPOCHS: 0}"), (), "epochs: found 0, allowed is an integer"),
         (pair("KD", solver="SOLVER: {TYPE: Adam}"), (), "SOLVER.TYPE: found 'Adam', allowed is"),
         ("- a list", (), "from: found no mapping in "),
