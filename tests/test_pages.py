@@ -252,5 +252,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     (docs / "lost.md").write_text("# Lost\n")
     result = build()
     assert result.returncode == 1
-    for words in ("local id not found: 'nothing'", "nothing.md", "docs/none", "lost.md"):
+    for words in ("in doc 'records': 'nothing'", "'nothing.md'", "document: '/none'", "lost.md"):
         assert words in result.stderr, result.stderr
