@@ -3,6 +3,7 @@
 The README's commands also run, shrunk to seconds, in ``test_readme.py``.
 """
 
+import json
 import os
 import re
 import shutil
@@ -229,6 +230,11 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
+    cells = [{"cell_type": "markdown", "source": ["# My notes\n", "See `docs/records.md`."]}]
+    cells += [{"cell_type": "code", "source": ["first = 1"], "outputs": []}]
+    (docs / "notes.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
+    index = (docs / "index.md").read_text(encoding="utf-8")
+    (docs / "index.md").write_text(index.replace("\nmigrate\n", "\nmigrate\nnotes\n"))
 
     def build():
         words = ["-m", "sphinx", "-q", "-W", "--keep-going", docs, tmp_path / "site"]
@@ -243,6 +249,8 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     assert 'href="teachers.html"' in home and "eakd.weighting" in (
         tmp_path / "site" / "api" / "weighting.html"
     ).read_text(encoding="utf-8")
+    notes = (tmp_path / "site" / "notes.html").read_text(encoding="utf-8")
+    assert "My notes" in notes and 'href="records.html"' in notes and "first" in notes
     for page in (tmp_path / "site").rglob("*.html"):  # nothing is loaded from elsewhere
         html = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?:https?:)?//', html)
