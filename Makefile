@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint benchmark gpu clean
+.PHONY: quickstart test lint docs benchmark gpu clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/python scripts/quickstart.py
@@ -21,6 +21,10 @@ gpu: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The site of docs/, without a warning, into build/site.
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going docs build/site
 
 $(VENV)/.run: EXTRAS := plots
 $(VENV)/.dev: EXTRAS := dev

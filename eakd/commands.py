@@ -127,3 +127,11 @@ def export(config: DictConfig) -> None:
     from eakd.hub.export import export
 
     export(config)
+
+
+@command
+def migrate(config: DictConfig) -> None:
+    """The command for a YAML file of mdistiller or of its forks."""
+    from eakd.migrate import migrate
+
+    migrate(config)

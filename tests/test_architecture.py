@@ -13,7 +13,7 @@ SCRIPTS = PACKAGE.parent / "scripts"
 # What commands do.
 DOERS = {
     *("training", "classification", "language", "detection"),
-    *("benchmark", "reproduce", "teachers", "analysis", "hub"),
+    *("benchmark", "reproduce", "teachers", "analysis", "hub", "migrate"),
 }
 
 # room -> the rooms it may import from; files directly under eakd/ count as rooms of their own.
@@ -34,6 +34,8 @@ ALLOWED = {
     "checking": {"errors", "config", "targets"},
     "composing": {"errors", "config", "targets", "checking"},
     "command_line": {"errors", "places", "config", "checking", "composing", "workers"},
+    # Their files as our commands, by composing alone.
+    "migrate": {"errors", *CONFIG, "training"},
     "commands": {"config", "targets", "command_line", *DOERS},
     "models": {"errors", "files"},
     "data": {"errors", "files", "download"},

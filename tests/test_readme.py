@@ -1,32 +1,21 @@
-"""Every command of README and docs does what it says: run, shrunk to seconds, or composed."""
+"""Every command of the README does what it says: run, shrunk to seconds."""
 
 import os
 import re
-import shlex
 from pathlib import Path
 
 import processes
 import pytest
+from pages import PAGES, ROOT, blocks
 
-from eakd.composing import compose
 from eakd.models import resnet20
 from eakd.models.weights import save_weights
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "checkpoints" / "README.md"]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
-
-
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
-
 
 def commands(page):
-    """``python scripts/…`` lines of shell blocks, comments removed and continued lines joined."""
+    """``python scripts/…`` lines of shell blocks."""
     for block in blocks(page, "bash"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.strip().startswith("python scripts/"):
-                yield shlex.split(line, comments=True)[1:]
+        yield from (words[1:] for words in block.commands() if words[0] == "python")
 
 
 README = list(commands(ROOT / "README.md"))
@@ -132,17 +121,6 @@ def test_every_figure_command_of_the_readme_runs(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-OTHERS = {f"scripts/{name}.py" for name in ("reproduce", "teachers", "convert", "figure", "export")}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_other_command_composes(page):
-    for words in commands(page):
-        if words[0] in OTHERS:
-            overrides = [word for word in words[1:] if not word.startswith("hydra")]
-            compose(overrides, Path(words[0]).stem)
-
-
 def test_help_lists_groups_and_values():
     for script in (
         "train",
@@ -155,6 +133,7 @@ def test_help_lists_groups_and_values():
         "convert",
         "figure",
         "export",
+        "migrate",
     ):
         result = run([f"scripts/{script}.py", "--help"])
         assert result.returncode == 0, result.stderr
@@ -170,22 +149,11 @@ def test_help_lists_groups_and_values():
         assert words in text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_training_command_composes(page):
-    for words in commands(page):
-        if words[0] == "scripts/train.py" and "--help" not in words:
-            overrides = [word for word in words[1:] if word != "-m"]
-            # Of a sweep, the first value of each key; of a search, the lowest.
-            lowest = [re.sub(r"=.*\binterval\(", "=", override) for override in overrides]
-            compose([re.sub(r"=([^\[{'\"]*?),.*", r"=\1", override) for override in lowest])
-        assert (ROOT / words[0]).exists()
-
-
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     teacher = resnet20(num_classes=10)
     save_weights(teacher, Path("checkpoints/digits_pool/resnet20.safetensors"))
-    first, notebook = blocks(ROOT / "README.md", "python")
+    first, notebook = (block.text for block in blocks(ROOT / "README.md", "python"))
     assert len(notebook.splitlines()) <= 16
     for block in (first, notebook):
         exec(compile(block, "README.md", "exec"), {})

@@ -23,7 +23,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> np.ndar
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
-    """Mean over samples of |accuracy − confidence| of their bins, in [0, 1].
+    """Mean over samples of ``|accuracy − confidence|`` of their bins, in [0, 1].
 
     Source: Guo et al. 2017, Eq. 3.
     """
