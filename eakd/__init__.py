@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from eakd.distillers.ctkd import cosine_lambda, curriculum_temperature
     from eakd.distillers.dkd import dkd_loss, non_target_class_loss, target_class_loss
     from eakd.distillers.kd import kd_loss
-    from eakd.hub.loading import load
     from eakd.distillers.mld import mld_losses
     from eakd.distillers.standardization import standardize
+    from eakd.hub.loading import load
     from eakd.topk import accuracy
     from eakd.weighting import Weighting, ea_weight, entropy
 

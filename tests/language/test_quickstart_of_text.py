@@ -34,7 +34,9 @@ def test_it_trains_students_alone_and_compares_losses_too(done):
     for method in ("sft", "kd", "ea_kd"):
         assert f"\n| {method} | 2 | " in result.stdout
     stated = json.loads((SHIPPED / "eakd.json").read_text())
-    assert f"The teacher reaches {float(stated['test_token_accuracy']):.2f} tokens %" in result.stdout
+    assert (
+        f"The teacher reaches {float(stated['test_token_accuracy']):.2f} tokens %" in result.stdout
+    )
     assert "\nTest loss in nats a token, less is better, last epoch: sft " in result.stdout
     assert "\nkd − sft: " in result.stdout and "\nea_kd − kd: " in result.stdout
 
@@ -47,9 +49,9 @@ def test_what_it_says_to_type_next_is_a_run(done):
 
 
 def test_the_teacher_is_as_good_as_its_file_says(tmp_path):
+    from eakd.targets import build
     from eakd.training.run import build_compute
     from eakd.training.schedule import Recipe
-    from eakd.targets import build
 
     words = [*PAIR, "device=cpu", "precision=float32", f"checkpoint_root={tmp_path}"]
     config = compose(words)
