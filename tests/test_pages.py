@@ -208,12 +208,23 @@ def digits_and_teacher(tmp_path):
     return {"data": Pipeline(few, **settings), "teacher": teacher, "compute": compute}
 
 
+def timm_networks(tmp_path):
+    import timm
+
+    student, teacher = (timm.create_model("test_resnet", num_classes=10) for _ in range(2))
+    loader = [(torch.rand(4, 3, 64, 64), torch.arange(4))] * 2
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    named = {"student": student, "teacher": teacher, "loader": loader, "optimizer": optimizer}
+    return {**named, "epochs": 1}
+
+
 PREPARED = {
     "docs/detection-methods.md": detector,
     "docs/figures.md": finished_runs,
     "docs/language-evaluation.md": language_model,
     "docs/language.md": two_language_models,
     "docs/teacher-table.md": digits_and_teacher,
+    "docs/timm.md": timm_networks,
 }
 
 

@@ -1,7 +1,6 @@
-"""Every training command of docs/language.md composes, and its names exist."""
+"""The names in docs/language.md exist, and its settings are the published ones."""
 
 import re
-import shlex
 
 import pytest
 
@@ -9,16 +8,7 @@ from eakd.composing import compose
 from eakd.config import method_label
 from eakd.places import ROOT
 
-TEXT = (ROOT / "docs" / "language.md").read_text(encoding="utf-8").replace("\\\n", " ")
-COMMANDS = re.findall(r"^python scripts/train\.py (.*)$", TEXT, re.M)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_composes(command):
-    words = [word for word in shlex.split(command) if word != "-m"]
-    config = compose([re.sub(r"=([^,]*),.*", r"=\1", word) for word in words])
-    assert config.data.task == config.distiller.task == "eakd.language.Language"
-    assert method_label(config) in ("sft", "kd", "ea_kd")
+TEXT = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
 
 
 def test_the_tables_name_what_is_there():
@@ -29,7 +19,6 @@ def test_the_tables_name_what_is_there():
     for name in re.findall(r"^\| `(\w+)` \|", TEXT, re.M):
         if (ROOT / "configs" / "data" / f"{name}.yaml").exists():
             assert compose([f"data={name}"]).data.task == "eakd.language.Language"
-    assert len(COMMANDS) >= 7
 
 
 @pytest.mark.parametrize("name", ["dolly", "dolly_minillm", "python_docs", "text"])
