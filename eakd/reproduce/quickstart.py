@@ -79,7 +79,7 @@ def quickstart(config: DictConfig) -> str:
     order = list(dict.fromkeys(method_label(job) for job in students))
     runs.sort(key=lambda each: (order.index(each["method"]), each["seed"]))
     folder = Path(config.output_root) / "quickstart"
-    text = report(runs, config, jobs[0])
+    text = report(runs, config, jobs)
     keep(folder, text)
     write_text(folder / "comparison.md", text)
     plot_curves(runs, folder / "curves.png")
@@ -183,13 +183,12 @@ def _try(config: DictConfig) -> None:
     from eakd.targets import build
     from eakd.training.run import build_compute, build_weighting
     from eakd.training.schedule import Recipe
-    from eakd.weighting import WeightFunction
 
     check_domain(config)
     build(config.recipe, "recipe", Recipe)
     compute = build_compute(config)
     if config.data.get("task"):  # networks of the other domains are built of their data
-        build(config.weighting, "weighting", WeightFunction)
+        build_weighting(config, compute)
         return
     classes = config.data.num_classes
     student, teacher = (build_model(config[key], key, classes) for key in ("student", "teacher"))
@@ -197,11 +196,11 @@ def _try(config: DictConfig) -> None:
     build_distiller(config, student, teacher, build_weighting(config, compute), size, compute)
 
 
-def report(runs: list[dict[str, Any]], config: DictConfig, first_job: DictConfig) -> str:
+def report(runs: list[dict[str, Any]], config: DictConfig, jobs: list[DictConfig]) -> str:
     """The table as Markdown, and what it was made from.
 
     Args:
-        first_job: the teacher's run, where there is one.
+        jobs: of `plan`.
     """
     first, (metric, heading) = runs[0], first_metric(runs)
     about = [
@@ -210,13 +209,11 @@ def report(runs: list[dict[str, Any]], config: DictConfig, first_job: DictConfig
     ]
     taught = next((r[key] for r in runs if (key := f"teacher_{metric}") in r), None)
     if taught is not None:
-        sizes = [each.get("train_per_class") for each in (first_job.data, first["config"]["data"])]
+        sizes = [each.get("train_per_class") for each in (jobs[0].data, jobs[-1].data)]
         more = f" It learned from {sizes[0]} images a class, the students from {sizes[1]} of them."
         about.insert(0, f"The teacher reaches {taught:.2f} {heading}.{more if all(sizes) else ''}")
     table = to_markdown(compare(runs, select=config.select), select=config.select)
-    names = [
-        first["config"].get(key, {}).get("name", "none") for key in ("student", "data", "teacher")
-    ]
+    names = [jobs[-1][key].name for key in ("student", "data", "teacher")]
     parts = ["# {} on {}, teacher {}".format(*names), *about, table]
     values = by_method(runs, f"{metric}_{config.select}")
     d = paired_difference(*(values.get(name, {}) for name in ("ea_kd", "kd+matched")))
