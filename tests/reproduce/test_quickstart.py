@@ -90,7 +90,7 @@ def test_networks_and_data_can_be_others():
         ("methods=[ea_kd,kd+ea]", "methods: found one twice"),
         ("methods=[3]", "methods: found the number 3"),
         ("methods=[xkd]", "distiller: found 'xkd', allowed is one of ctkd"),
-        ("methods=[kd+x]", "weighting: found 'x', allowed is one of ea"),
+        ("methods=[kd+x]", "weighting: found 'x', allowed is one of confidence"),
         ("seeds=[]", r"seeds: found \[\], allowed is a list"),
         ("seeds=3", "seeds: found 3, allowed is a list"),
         ("seeds=[1,1]", r"seeds: found \[1, 1\], allowed is a list, each value once"),
