@@ -148,17 +148,17 @@ def test_timm_opens_its_own(name, size, tiny, tmp_path):
 
 def test_the_users_own_network(own_configs, tiny, tmp_path, monkeypatch):
     """It is opened where its code is, and only if that is said."""
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "exported_own.py").write_text(
         "from eakd.models import StagedModel, resnet8\n"
         "def small(num_classes: int, scale: float = 1.0) -> StagedModel:\n"
         "    return resnet8(num_classes)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    own_configs({"model/small.yaml": "name: small\n_target_: mine.small\nscale: 2.0\n"})
+    own_configs({"model/small.yaml": "name: small\n_target_: exported_own.small\nscale: 2.0\n"})
     words = ["student=small", "distiller=none", "recipe.epochs=1", "recipe.evaluate_every=0"]
     run(compose([*tiny, *words, f"run_dir={tmp_path / 'run'}"]))
     folder = exported(tmp_path / "run", tmp_path / "a")
-    with pytest.raises(UserError, match=r"found the network 'mine.small', .* own_code=True"):
+    with pytest.raises(UserError, match=r"found the network 'exported_own.small', .* own_code=True"):
         eakd.load(folder)
     assert eakd.load(folder, own_code=True).exported["network"]["arguments"] == {"scale": 2}
 
