@@ -158,7 +158,7 @@ def test_the_users_own_network(own_configs, tiny, tmp_path, monkeypatch):
     words = ["student=small", "distiller=none", "recipe.epochs=1", "recipe.evaluate_every=0"]
     run(compose([*tiny, *words, f"run_dir={tmp_path / 'run'}"]))
     folder = exported(tmp_path / "run", tmp_path / "a")
-    with pytest.raises(UserError, match=r"found the network 'exported_own.small', .* own_code=True"):
+    with pytest.raises(UserError, match=r"the network .exported_own.small., .* own_code=True"):
         eakd.load(folder)
     assert eakd.load(folder, own_code=True).exported["network"]["arguments"] == {"scale": 2}
 
