@@ -56,6 +56,9 @@ MINE = {
     key: KEYS.get(part := key.partition(".")[0], f"{part}=…") for key in INSTEAD if key != "recipe"
 }
 
+# Whose losses are compared; a method that learns from labels alone is called none or sft.
+COMPARED = (("kd", "none"), ("kd", "sft"), ("ea_kd", "kd"), ("ea_kd", "kd+matched"))
+
 
 def quickstart(config: DictConfig) -> str:
     """Run what is not finished yet; write the table and the picture; return what to print.
@@ -241,7 +244,7 @@ def loss_lines(runs: list[dict[str, Any]], select: str) -> str:
     taught = next((run["teacher_loss"] for run in runs if "teacher_loss" in run), None)
     shown += [f"the teacher {taught:.3f}"] if taught is not None else []
     text = f"Test loss in {heading}, less is better, {select} epoch: {', '.join(shown)}."
-    for name, other in (("kd", "none"), ("ea_kd", "kd"), ("ea_kd", "kd+matched")):
+    for name, other in COMPARED:
         d = paired_difference(values.get(name, {}), values.get(other, {}))
         if d is not None:
             text += (
