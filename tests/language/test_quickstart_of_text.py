@@ -21,7 +21,8 @@ PAIR = ["data=python_docs", "teacher=tiny_gpt_t", "student=tiny_gpt_s", "distill
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
-    short = ['overrides=["recipe.epochs=1"]', "seeds=[0,1]", "methods=[sft,kd,ea_kd]"]
+    steps = '"recipe.steps_per_epoch=8","recipe.warmup_epochs=0"'
+    short = [f'overrides=["recipe.epochs=1",{steps}]', "seeds=[0,1]", "methods=[sft,kd,ea_kd]"]
     return folder, processes.run(
         [ROOT / "scripts" / "quickstart.py", "data=python_docs", *short], cwd=folder
     )
