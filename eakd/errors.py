@@ -17,6 +17,12 @@ class UserError(ValueError):
     """Something the user can put right. Entry points print it as one line, exit status 2."""
 
 
+def one_line_of(error: BaseException, most: int = 120) -> str:
+    """An error's message in one line, cut behind ``most`` characters; without one, its type."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def check_number(
     name: str,
     value: object,

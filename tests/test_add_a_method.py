@@ -104,9 +104,14 @@ def test_the_method_is_benchmarked(mine):
     assert "| hint |" in result.stdout
 
 
+def table_line(number):
+    """Name and function of the line that a block of the page adds to a table."""
+    (line,) = blocks("python")[number].splitlines()
+    return eval("{" + line + "}").popitem()  # our own page
+
+
 def test_a_factor_is_one_line(monkeypatch):
-    (line,) = blocks("python")[1].splitlines()
-    name, function = eval("{" + line + "}").popitem()  # our own page
+    name, function = table_line(1)
     monkeypatch.setitem(FACTORS, name, function)
     student, teacher = torch.randn(2, 6, 10)
     weighting = Weighting(name)
@@ -116,8 +121,7 @@ def test_a_factor_is_one_line(monkeypatch):
 
 
 def test_a_rule_is_one_line(monkeypatch):
-    (line,) = blocks("python")[2].splitlines()
-    name, function = eval("{" + line + "}").popitem()  # our own page
+    name, function = table_line(2)
     monkeypatch.setitem(RULES, name, function)
     student, teacher = torch.randn(2, 6, 10)
     labels = torch.arange(6)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from eakd.errors import UserError, shortened
+from eakd.errors import UserError, one_line_of, shortened
 from eakd.targets import build
 from eakd.training.find_teacher import weights_digest
 from eakd.training.reading import read_object
@@ -68,7 +68,7 @@ def build_network(
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except (TypeError, ValueError, RuntimeError) as error:  # arguments of another type
-        raise UserError(f"{where}: {name} cannot be built ({_line(error)})") from error
+        raise UserError(f"{where}: {name} cannot be built ({one_line_of(error)})") from error
 
 
 def read_section(folder: Path) -> dict[str, Any]:
@@ -136,8 +136,3 @@ def check_weights(folder: Path, wanted: Mapping[str, Any]) -> None:
                 f"{path}: found weights with the digest {found[name][:12]}, allowed is "
                 f"{str(wanted.get(name))[:12]}, which {CONFIG} says: fetch the folder again"
             )
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else f"{text[:120]}…"

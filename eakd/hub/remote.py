@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eakd.errors import UserError, shortened
+from eakd.errors import UserError, one_line_of, shortened
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # of models and tokenizers
@@ -95,7 +95,4 @@ def push(folder: Path, name: str, private: bool) -> str:
 
 def reason(error: Exception) -> str:
     """What went wrong, in one short line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if len(text) > 160:
-        text = f"{text[:160]}…"
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {one_line_of(error, 160)}"
