@@ -5,25 +5,24 @@ from __future__ import annotations
 import itertools
 import logging
 import statistics
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.benchmark import detection
+from eakd.benchmark import loops as images
 from eakd.benchmark.loops import (
+    FLOAT32,
     LIMIT,
     OURS,
     PLAIN,
     STUDENT,
     TABLE,
     Loop,
-    build_loops,
-    build_table_loops,
     our_loop,
-    plain_images,
     plain_process,
     random_images,
 )
@@ -38,7 +37,6 @@ from eakd.benchmark.timing import (
 from eakd.checking import check_keys
 from eakd.composing import compose
 from eakd.config import check_domain
-from eakd.data.base import ImageData
 from eakd.errors import UserError, check_boolean, check_number
 from eakd.files import write_json
 from eakd.training.device import Compute
@@ -46,6 +44,12 @@ from eakd.training.run import build_compute
 from eakd.weighting import Weighting
 
 WARMUP_STEPS = 10
+
+# Of a set's task → the loops that are timed on its batches; without a set, images.
+DOMAINS = {
+    "eakd.detection.Detection": "eakd.benchmark.detection",
+    "eakd.language.Language": "eakd.benchmark.language",
+}
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +63,15 @@ def benchmark(config: DictConfig) -> str:
         UserError: a wrong value, or a method that cannot be benchmarked; nothing has been timed or
             written then.
     """
-    check_number("steps", config.steps, at_least=10, integer=True)
-    check_number("rounds", config.rounds, at_least=1, integer=True)
     check_boolean("table", config.table)
     if config.table and config.methods is not None:
         raise UserError("table: found true, allowed with a list of methods is false")
-    of_detection(config)  # refuses what neither measures
+    domain = domain_of(config)
+    check_number("steps", config.steps, at_least=domain.LEAST_STEPS, integer=True)
+    check_number("rounds", config.rounds, at_least=1, integer=True)
     compute = build_compute(config)
     measure = measure_method if config.methods is None else measure_methods
-    numbers, lines = measure(config, compute)
+    numbers, lines = measure(config, compute, domain)
     if config.output:
         write_json(Path(config.output), numbers)
     title = (
@@ -93,24 +97,28 @@ def seconds_per_step(config: DictConfig, steps: int) -> float:
     return statistics.median(alternate(loops, steps, compute.device)[OURS].wall)
 
 
-def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any], list[str]]:
+def measure_method(
+    config: DictConfig, compute: Compute, domain: ModuleType
+) -> tuple[dict[str, Any], list[str]]:
     """Samples per second of our loop, the plain one and the limit.
 
     Returns:
         What goes into the JSON, and the lines of the table.
     """
-    if of_detection(config):
-        data, build, build_plain = None, detection.build_loops, detection.plain_loop
-    else:
-        data, build, build_plain = random_images(config, config.steps), build_loops, plain_images
-    rehearse(config, data, compute, build)
-    with plain_process(config, compute, build_plain) as plain:
+    data = domain.load_data(config)
+    rehearse(config, data, compute, domain)
+    with plain_process(config, compute, domain.plain_loop) as plain:
         plain()  # warm-up: compilation, worker start, allocator
         rounds, table_rounds, plain_seconds = [], [], []
         for turn in range(config.rounds):
-            rounds.append(one_round(config, data, compute, turn, build))
+            rounds.append(
+                one_round(
+                    domain.build_loops(config, data, compute), config.steps, turn, compute.device
+                )
+            )
             if config.table:
-                table_rounds.append(one_round(config, data, compute, turn, build_table_loops))
+                tables = domain.build_table_loops(config, data, compute)
+                table_rounds.append(one_round(tables, config.steps, turn, compute.device))
             plain_seconds.append(plain() / config.steps)
     seconds = {name: all_steps(rounds, name).wall for name in rounds[0]}
     seconds[PLAIN] = plain_seconds
@@ -140,41 +148,49 @@ def measure_method(config: DictConfig, compute: Compute) -> tuple[dict[str, Any]
     if config.table:
         lines.append(f"step with a table / step: {numbers['table_over_step']}")
         lines.append(f"step with a table / student alone: {numbers['table_over_student']}")
-    if detection.FLOAT32 in speeds:
-        ratio = numbers["float32_over_plain"] = speeds[detection.FLOAT32] / speeds[PLAIN]
+        ratio = numbers["table_over_plain"] = speeds[TABLE] / speeds[PLAIN]
+        lines.append(f"ours with a table / plain: {ratio:.2f}")
+    if FLOAT32 in speeds:
+        ratio = numbers["float32_over_plain"] = speeds[FLOAT32] / speeds[PLAIN]
         lines.append(f"ours in float32 / plain: {ratio:.2f}")
+    if domain is not images:
+        found, more = domain.measure_more(config, data, compute)
+        numbers, lines = numbers | found, lines + more
     return numbers, lines
 
 
-def of_detection(config: DictConfig) -> bool:
-    """Whether detectors are measured, on a set of boxes, or classifiers, on noise.
+def domain_of(config: DictConfig) -> ModuleType:
+    """The loops that are timed: of classifiers on noise, or of networks on a set of their own.
 
     Raises:
-        UserError: the set of another domain, or an option that detectors do not have.
+        UserError: a set of images, or an option that the set's domain does not have.
     """
     name = config.data.get("name")
     if name is None:
         check_keys(OmegaConf.to_container(config), {"mean": None, "std": None}, at="data")
-        return False
-    if config.data.get("task") != "eakd.detection.Detection":
+        return images
+    if config.data.get("task") not in DOMAINS:
         raise UserError(
-            f"data: found {name}, allowed is a set of boxes, such as scenes, or none: images are "
-            "noise of image_size pixels"
+            f"data: found {name}, allowed is a set of boxes, such as scenes, or of texts, such as "
+            "python_docs, or none: images are noise of image_size pixels"
         )
-    for key in ("methods", "table"):
+    domain = import_module(DOMAINS[config.data.task])
+    for key in domain.LACKS:
         if config[key]:
             raise UserError(f"{key}: found {config[key]}, allowed with data={name} is none")
     check_domain(config)
-    return True
+    return domain
 
 
-def measure_methods(config: DictConfig, compute: Compute) -> tuple[dict[str, Any], list[str]]:
+def measure_methods(
+    config: DictConfig, compute: Compute, domain: ModuleType
+) -> tuple[dict[str, Any], list[str]]:
     """Each method against its limit, and its EA form against it; returns as `measure_method`."""
-    data = random_images(config, config.steps)
+    data = domain.load_data(config)
     configs = each_method(config)
     for name, one in configs:
         try:
-            rehearse(one, data, compute)
+            rehearse(one, data, compute, domain)
         except UserError as error:
             raise UserError(f"methods: {name}: {error}") from error
     numbers = {**describe(config, compute), "methods": {}}
@@ -184,7 +200,10 @@ def measure_methods(config: DictConfig, compute: Compute) -> tuple[dict[str, Any
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in configs:
-        rounds = [one_round(one, data, compute, turn) for turn in range(config.rounds)]
+        rounds = [
+            one_round(domain.build_loops(one, data, compute), config.steps, turn, compute.device)
+            for turn in range(config.rounds)
+        ]
         plain, ea = (
             peak_memory(our_loop(one, data, compute, Weighting(kind)), compute)
             for kind in ("uniform", "ea")
@@ -227,35 +246,24 @@ def each_method(config: DictConfig) -> list[tuple[str, DictConfig]]:
     return configs
 
 
-def rehearse(
-    config: DictConfig,
-    data: ImageData | None,
-    compute: Compute,
-    build: Callable[..., dict[str, Loop]] = build_loops,
-) -> None:
+def rehearse(config: DictConfig, data: Any, compute: Compute, domain: ModuleType) -> None:
     """One step of each loop, so that what cannot be measured is told before hours of the rest.
 
     Raises:
         UserError: a wrong value, or a method without ``passes``; it is named.
     """
-    for each in (build, build_table_loops) if config.table else (build,):
-        for loop in each(config, data, compute).values():
+    builders = [domain.build_loops, *([domain.build_table_loops] if config.table else [])]
+    for build in builders:
+        for loop in build(config, data, compute).values():
             next(loop)
 
 
-def one_round(
-    config: DictConfig,
-    data: ImageData | None,
-    compute: Compute,
-    turn: int,
-    build: Callable[..., dict[str, Loop]] = build_loops,
-) -> Round:
-    """Build the loops afresh, in an order of that turn, and time ``config.steps`` of each."""
-    loops = build(config, data, compute)
+def one_round(loops: dict[str, Loop], steps: int, turn: int, device: torch.device) -> Round:
+    """Build fresh loops, in an order of that turn, and time ``steps`` steps of each."""
     orders = list(itertools.permutations(loops))
     loops = {name: loops[name] for name in orders[turn % len(orders)]}
-    alternate(loops, WARMUP_STEPS, compute.device)
-    return alternate(loops, config.steps, compute.device)
+    alternate(loops, min(WARMUP_STEPS, steps), device)
+    return alternate(loops, steps, device)
 
 
 def describe(config: DictConfig, compute: Compute) -> dict[str, Any]:

@@ -43,7 +43,17 @@ Block = Callable[[], float]  # runs one block of steps and returns its seconds
 Loop = Iterator[None]  # each ``next`` runs one step
 
 OURS, EA, LIMIT, PLAIN = "ours", "ours, EA weighting", "limit", "plain"
+FLOAT32 = "ours, float32"
 TABLE, STUDENT = "ours, teacher's table", "student alone"
+
+
+# Of a block at least: an accelerator is waited for after ten steps only.
+LEAST_STEPS = 10
+
+
+def load_data(config: DictConfig) -> ImageData:
+    """Noise for an epoch of ``config.steps`` steps."""
+    return random_images(config, config.steps)
 
 
 def random_images(config: DictConfig, steps: int) -> ImageData:
@@ -195,20 +205,21 @@ def passes_alone(
     compute: Compute,
     config: DictConfig,
 ) -> Loop:
-    """`limit_loop` of a method that is built, on a batch of any domain."""
+    """`limit_loop` of a method that is built, on a batch or micro-batches of any domain."""
     gradients: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
     for group in optimizer.param_groups:
         group["lr"] = 1e-9  # the same work, but random gradients do not blow the weights up
     for done in itertools.count():
         # Methods that sample take the same samples as in `our_loop`.
         epoch, step = divmod(done, config.steps)
-        with compute.autocast():
-            made = tree_leaves(distiller.passes(batch, Progress(config.seed, epoch + 1, step)))
-        ends = [x for x in made if isinstance(x, Tensor) and x.requires_grad]
-        for x in ends:
-            if (x.shape, x.dtype) not in gradients:
-                gradients[x.shape, x.dtype] = torch.randn_like(x)
-        torch.autograd.backward(ends, [gradients[x.shape, x.dtype] for x in ends])
+        for each in batch if isinstance(batch, list) else [batch]:
+            with compute.autocast():
+                made = tree_leaves(distiller.passes(each, Progress(config.seed, epoch + 1, step)))
+            ends = [x for x in made if isinstance(x, Tensor) and x.requires_grad]
+            for x in ends:
+                if (x.shape, x.dtype) not in gradients:
+                    gradients[x.shape, x.dtype] = torch.randn_like(x)
+            torch.autograd.backward(ends, [gradients[x.shape, x.dtype] for x in ends])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield
@@ -236,8 +247,9 @@ class PlainImages(Dataset):
         return self.transform(image), int(self.data.train_labels[index])
 
 
-def plain_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
+def plain_loop(config: DictConfig, compute: Compute, data: ImageData | None = None) -> Block:
     """Float32, NCHW, a DataLoader with PIL transforms, numbers read on the CPU at every step."""
+    data = load_data(config) if data is None else data
     images = PlainImages(data, list(config.data.mean), list(config.data.std))
     loader = DataLoader(
         images, config.batch_size, shuffle=True, num_workers=2, persistent_workers=True
@@ -271,16 +283,11 @@ def plain_loop(config: DictConfig, data: ImageData, compute: Compute) -> Block:
     return block
 
 
-def plain_images(config: DictConfig, compute: Compute) -> Block:
-    """`plain_loop` over noise of its own."""
-    return plain_loop(config, random_images(config, config.steps), compute)
-
-
 @contextmanager
 def plain_process(
     config: DictConfig,
     compute: Compute,
-    build: Callable[[DictConfig, Compute], Block] = plain_images,
+    build: Callable[[DictConfig, Compute], Block] = plain_loop,
 ) -> Iterator[Block]:
     """A plain loop in a process of its own, one block for each call."""
     context = multiprocessing.get_context("spawn")

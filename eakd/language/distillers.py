@@ -87,6 +87,12 @@ class LanguageMethod(Distiller):
         parts = split(self.teacher)
         return Head(batch.hidden, parts.weight, parts.bias)
 
+    def passes(self, batch: Batch, progress: Progress) -> Any:
+        """All logits of a batch at once, which `values` never has."""
+        heads = [self.head(self.student, batch), self.teacher_head(batch)]
+        cut = [head.cut(self.vocabulary) for head in heads if head is not None]
+        return [head.logits(0, len(batch.targets)) for head in cut]
+
     def values(
         self, batch: Batch, options: Options, foresee: Foresee | None = None
     ) -> tuple[TokenLosses, float]:

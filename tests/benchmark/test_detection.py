@@ -67,5 +67,8 @@ def test_what_detectors_do_not_have_is_one_line(words, line):
 
 
 def test_sets_of_other_domains_are_refused():
-    with pytest.raises(UserError, match=r"^data: found cifar100, allowed is a set of boxes"):
+    with pytest.raises(
+        UserError,
+        match=r"^data: found cifar100, allowed is a set of boxes, such as scenes, or of texts",
+    ):
         benchmark(compose(["data=cifar100"], "benchmark"))
