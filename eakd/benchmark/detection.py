@@ -33,7 +33,7 @@ from eakd.training.schedule import Recipe
 from eakd.training.task import samples
 from eakd.weighting import Weighting
 
-LEAST_STEPS = 10
+LEAST_STEPS = 2  # a step of large images takes seconds
 LACKS = ("methods", "table")  # what is not measured of detectors
 
 

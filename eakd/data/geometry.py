@@ -9,28 +9,43 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def crop(images: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Pad with black, then cut windows of the original size.
+def crop(
+    images: Tensor, offsets: Tensor, padding: int, flips: Tensor | None = None
+) -> Tensor:
+    """Pad with black, cut windows of the original size, then mirror some of them.
 
     Args:
         images: ``(N, H, W, 3)`` uint8.
         offsets: ``(N, 2)`` int64, row and column of the window in the padded image, each in
             ``[0, 2 * padding]``.
         padding: pixels on each side.
+        flips: ``(N,)`` bool, the windows to mirror; ``None`` for none.
 
     Returns:
-        ``(N, H, W, 3)``: `torchvision.transforms.RandomCrop` for given offsets.
+        ``(N, H, W, 3)``: `torchvision.transforms.RandomCrop` for given offsets, and its mirror.
     """
     n, height, width, channels = images.shape
-    padded = F.pad(images, (0, 0, *[padding] * 4))
+    samples = torch.arange(n, device=images.device)
+    rows, columns = offsets.unbind(dim=1)
+    if flips is None:
+        padded = F.pad(images, (0, 0, *[padding] * 4))
+    else:
+        # Every image and its mirror: a window of one of them is all that is copied, where to
+        # mirror the windows and choose would go over all of them twice more.
+        inside = slice(padding, padding + height), slice(padding, padding + width)
+        both = images.new_zeros(2, n, height + 2 * padding, width + 2 * padding, channels)
+        both[(0, slice(None), *inside)] = images
+        both[(1, slice(None), *inside)] = images.flip(2)
+        padded = both.flatten(0, 1)
+        samples = samples + n * flips
+        columns = torch.where(flips, 2 * padding - columns, columns)
     # Every possible window of every image, as a view; one index then copies the wanted ones.
     sample, row, column, _ = padded.stride()
     places = 2 * padding + 1
     windows = padded.as_strided(
-        (n, places, places, height, width * channels), (sample, row, column, row, 1)
+        (len(padded), places, places, height, width * channels), (sample, row, column, row, 1)
     )
-    samples = torch.arange(n, device=images.device)
-    return windows[samples, offsets[:, 0], offsets[:, 1]].view(images.shape)
+    return windows[samples, rows, columns].view(images.shape)
 
 
 class View(NamedTuple):

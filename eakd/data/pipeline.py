@@ -353,9 +353,10 @@ class Pipeline:
     def _fetch(self, split: str, members: Tensor, index: Tensor) -> Tensor:
         """``(N, H, W, 3)`` uint8 on the device; ``index`` is the device's copy of ``members``."""
         images = self._images[split]
+        # Not indexed by brackets: this copies whole images, where those go byte by byte.
         if images.device == self.device:
-            return images[index]
-        batch = images[members]
+            return images.index_select(0, index)
+        batch = images.index_select(0, members)
         # Only pinned memory is copied while the device computes.
         if self.device.type == "cuda":
             batch = batch.pin_memory()
@@ -408,9 +409,10 @@ class Pipeline:
         angles, offsets, flips = (draws[at] for draws in view)
         if self.rotation:
             images = rotate(images, angles)
+        flips = flips if self.flip else None
         if self.crop_padding:
-            images = crop(images, offsets, self.crop_padding)
-        if self.flip:
+            return crop(images, offsets, self.crop_padding, flips)
+        if flips is not None:
             images = torch.where(flips[:, None, None, None], images.flip(2), images)
         return images
 
