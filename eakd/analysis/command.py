@@ -21,13 +21,16 @@ from eakd.plotting import check_formats, has_matplotlib, width_of
 from eakd.reproduce.comparison import read_runs
 from eakd.reproduce.escaping import printable
 from eakd.reproduce.execute import run_plan
-from eakd.reproduce.plan import Plan, State, plan_as_typed
+from eakd.reproduce.plan import Composed, Plan, State, plan_as_typed
 from eakd.reproduce.progress import describe_plan
 from eakd.reproduce.states import read_states
 
 log = logging.getLogger(__name__)
 
 MODES = ("plan", "run", "status", "draw")
+
+# Of scale=smoke, where nothing else is said: all figures from nothing within minutes.
+SMOKE_SEEDS = [0, 1]
 
 
 def figure(config: DictConfig) -> str:
@@ -126,6 +129,7 @@ def chosen(config: DictConfig) -> list[Figure]:
 def plans_of(figures: Sequence[Figure], config: DictConfig) -> dict[str, Plan]:
     """The plan of each figure; figures of the same runs share what takes time."""
     known: dict[str, Plan] = {}
+    composed: Composed = {}
     plans = {}
     for each in figures:
         key = repr((each.runs, each.control, "samples" in each.needs))
@@ -133,12 +137,15 @@ def plans_of(figures: Sequence[Figure], config: DictConfig) -> dict[str, Plan]:
             table = replace(known[key].table, name=f"figure {each.name}", title=each.title)
             plans[each.name] = replace(known[key], table=table)
         else:
-            plans[each.name] = known[key] = plan_of(each, config)
+            plans[each.name] = known[key] = plan_of(each, config, composed)
     return plans
 
 
-def plan_of(figure: Figure, config: DictConfig) -> Plan:
+def plan_of(figure: Figure, config: DictConfig, composed: Composed | None = None) -> Plan:
     """The runs of one figure.
+
+    Args:
+        composed: see `make_plan`.
 
     Raises:
         UserError: a figure of any runs, which must be named.
@@ -150,7 +157,9 @@ def plan_of(figure: Figure, config: DictConfig) -> Plan:
         pairs = figure.runs.get("smoke_pairs", ["resnet20-resnet8"])
     if isinstance(pairs, list) and len(pairs) != 1:
         raise UserError(f"pairs: found {len(pairs)} pairs, allowed is one pair for a figure")
-    plan = plan_as_typed(figure.table(pairs, config.control), config)
+    if config.seeds is None and config.scale == "smoke" and "seeds" not in figure.runs:
+        config = OmegaConf.merge(config, {"seeds": SMOKE_SEEDS})
+    plan = plan_as_typed(figure.table(pairs, config.control), config, composed)
     return recording(plan, figure.needs)
 
 

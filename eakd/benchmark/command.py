@@ -139,7 +139,7 @@ def measure_method(
     lines = [
         "| loop | samples/s |",
         "|---|---|",
-        *(f"| {name} | {speed:.0f} |" for name, speed in speeds.items()),
+        *(f"| {name} | {speed:.{0 if speed >= 100 else 1}f} |" for name, speed in speeds.items()),
         "",
         f"ours / plain: {numbers['ours_over_plain']:.2f}",
         f"ours / limit: {1 / numbers['step_over_limit'].median:.3f}",

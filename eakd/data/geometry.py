@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def crop(
-    images: Tensor, offsets: Tensor, padding: int, flips: Tensor | None = None
-) -> Tensor:
+def crop(images: Tensor, offsets: Tensor, padding: int, flips: Tensor | None = None) -> Tensor:
     """Pad with black, cut windows of the original size, then mirror some of them.
 
     Args:

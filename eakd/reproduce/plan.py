@@ -126,10 +126,15 @@ class Plan:
         return [*self.teachers, *self.students]
 
 
-def plan_as_typed(table: Table, config: DictConfig) -> Plan:
+# Configs by their overrides, for plans that share some.
+Composed = dict[tuple[str, ...], DictConfig]
+
+
+def plan_as_typed(table: Table, config: DictConfig, composed: Composed | None = None) -> Plan:
     """`make_plan` with what the command line says, of a table or of a figure's runs."""
     return make_plan(
         table,
+        composed=composed,
         seeds=plain(config.seeds),
         protocol=config.protocol,
         scale=config.scale,
@@ -148,6 +153,7 @@ def make_plan(
     overrides: Sequence[str] = (),
     output_root: str = "outputs",
     checkpoint_root: str | None = None,
+    composed: Composed | None = None,
 ) -> Plan:
     """Find the run of each cell and seed.
 
@@ -156,6 +162,7 @@ def make_plan(
         overrides: of every run, such as ``data.root=PATH``; see `check_overrides`.
         checkpoint_root: where teachers are; by default ``checkpoints``, and below it a folder for
             the teachers that another ``scale`` trains.
+        composed: what other plans have composed; it is added to.
 
     Raises:
         UserError: an unknown protocol or scale, an override that contradicts the table or that a
@@ -188,7 +195,7 @@ def make_plan(
 
     cells: dict[Cell, dict[int, Job]] = {}
     needed: dict[str, DictConfig] = {}
-    for cell, config in _compose(table, common):
+    for cell, config in _compose(table, common, {} if composed is None else composed):
         config, scaled = _scale(config, scale, epochs, overrides)
         line = [*cell.overrides, *common, *scaled]
         if tracked:
@@ -237,7 +244,9 @@ def _smoke(table: Table) -> tuple[Table, list[str], int | None, str]:
     return table, words, epochs, about
 
 
-def _compose(table: Table, common: list[str]) -> Iterator[tuple[Cell, DictConfig]]:
+def _compose(
+    table: Table, common: list[str], composed: Composed
+) -> Iterator[tuple[Cell, DictConfig]]:
     """The config of each cell that has runs.
 
     Hydra takes a tenth of a second a config. So one is composed for all cells that differ in their
@@ -245,13 +254,12 @@ def _compose(table: Table, common: list[str]) -> Iterator[tuple[Cell, DictConfig
     values are overridden; and one for variants that differ in plain values, such as
     ``distiller.beta=2``.
     """
-    composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose_cell(cell: Cell) -> DictConfig:
         values = [text for text in cell.overrides if re.match(r"[a-z_]+\.[\w.]+=", text)]
-        words = tuple(text for text in cell.overrides if text not in values)
+        words = (*(text for text in cell.overrides if text not in values), *common)
         if words not in composed:
-            composed[words] = compose([*words, *common])
+            composed[words] = compose(list(words))
         config = composed[words].copy()
         read_values = {(found := read(text)).key_or_group: found.value() for text in values}
         known = all(OmegaConf.select(config, key) is not None for key in read_values)
