@@ -52,8 +52,10 @@ from eakd.weighting import Weighting
 LEAST_STEPS = 2  # which take seconds each
 LACKS = ("methods",)
 
-# Rows of a backward pass, and the ban on repeated tokens, of the published scripts.
-PLAIN_ROWS, PLAIN_NGRAM = 4, 6
+# Of the published scripts: rows of a backward pass, prompts that are answered together, and the
+# length of runs of tokens that may not come twice.
+PLAIN_ROWS, PLAIN_PROMPTS, PLAIN_NGRAM = 4, 32, 6
+PROMPTS = 96  # that are answered for a measurement
 
 
 def load_data(config: DictConfig) -> tuple[dict[str, Rows], Any]:
@@ -283,46 +285,45 @@ def ending(model: nn.Module, end: int, mean: float) -> nn.Module:
     return model.eval()
 
 
-def generation(
-    config: DictConfig, data: Any, compute: Compute, prompts: int = 32
-) -> Mapping[str, float]:
-    """Answers per second to the same prompts, ours and transformers' as published code calls it.
+def generation(config: DictConfig, data: Any, compute: Compute) -> Mapping[str, float]:
+    """Answers per second to the same prompts, as we sample them and as published code does.
 
-    Theirs: one batch, prompts padded on the left to ``data.max_prompt_length``, all answers until
-    the last one has ended, scores kept, and a ban on repeated runs of six tokens; ours has the same
-    ban. The student in float32, its answers as long as the set's on average.
+    Theirs is transformers' `generate`: prompts padded on the left to ``data.max_prompt_length``,
+    32 at a time, all of them until the last one has ended, scores kept, and a ban on repeated runs
+    of six tokens. Ours has the same ban. The student in float32, its answers as long as the set's
+    on average.
     """
     rows, tokenizer = data
     compute = replace(compute, precision="float32")
     _, student = build_networks(config, tokenizer, compute)
-    chosen = list(rows["test"])[:prompts]
+    chosen, end = list(rows["test"])[:PROMPTS], tokenizer.eos_token_id
     mean = statistics.fmean(len(tokenizer(row.references[0]).input_ids) + 1 for row in chosen)
-    student = ending(student, tokenizer.eos_token_id, mean)
-    room = config.data.max_length - config.data.max_prompt_length
+    student = ending(student, end, mean)
+    width = config.data.max_prompt_length
+    room = config.data.max_length - width
     sampling = Sampling(no_repeat_ngram_size=PLAIN_NGRAM, max_new_tokens=room)
     requests = [Request(row.line, config.seed, row.prompt_ids) for row in chosen]
     began = time.perf_counter()
-    for _ in generate(student, requests, sampling, end={tokenizer.eos_token_id}):
+    for _ in generate(student, requests, sampling, end={end}):
         pass
     ours = time.perf_counter() - began
-    width = config.data.max_prompt_length
-    tokens, mask = left_padded([row.prompt_ids for row in chosen], compute.device)
-    left = width - tokens.shape[1]
-    tokens = F.pad(tokens, (left, 0), value=tokenizer.eos_token_id)
     torch.manual_seed(config.seed)
     began = time.perf_counter()
-    with torch.no_grad():
+    for start in range(0, len(chosen), PLAIN_PROMPTS):
+        few = [row.prompt_ids for row in chosen[start : start + PLAIN_PROMPTS]]
+        tokens, mask = left_padded(few, compute.device)
+        left = width - tokens.shape[1], 0
         student.generate(
-            input_ids=tokens,
-            attention_mask=F.pad(mask, (left, 0)),
+            input_ids=F.pad(tokens, left, value=end),
+            attention_mask=F.pad(mask, left),
             do_sample=True,
             top_k=0,
             top_p=1.0,
             temperature=1.0,
             max_new_tokens=room,
             no_repeat_ngram_size=PLAIN_NGRAM,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id,
+            eos_token_id=end,
+            pad_token_id=end,
             return_dict_in_generate=True,
             output_scores=True,
         )
