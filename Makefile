@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint docs benchmark gpu clean
+.PHONY: quickstart test test-slow lint docs benchmark gpu clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/python scripts/quickstart.py
@@ -11,8 +11,14 @@ quickstart: $(VENV)/.run
 benchmark: $(VENV)/.run
 	$(BIN)/python scripts/benchmark.py
 
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# Those that take minutes: sweeps that are killed, Ray, SLURM's jobs, installed packages, seeds.
+test-slow: $(VENV)/.dev
+	$(PYTEST) -m slow
 
 # Everything that only a GPU can show, into gpu_check.txt.
 gpu: $(VENV)/.dev

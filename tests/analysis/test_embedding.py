@@ -123,6 +123,7 @@ def test_the_teacher_alone(runs, outputs):
     assert again.numbers == result.numbers and not result.tests
 
 
+@pytest.mark.slow
 def test_students_through_training(runs, outputs):
     result = embedding(runs, output_root=outputs, snapshots=[0.5], **QUICK)
     names = ("kd", "ea_kd", "kd+matched")

@@ -80,6 +80,7 @@ def test_a_size_out_of_range_is_refused(key):
         benchmark(compose([*SMALL, f"{key}=-1"], "benchmark"))
 
 
+@pytest.mark.slow
 def test_the_table_has_each_method_once(tmp_path):
     output = tmp_path / "methods.json"
     overrides = [*SMALL, "rounds=1", f"methods=[{','.join(METHODS)}]", f"output={output}"]

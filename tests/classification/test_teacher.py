@@ -151,6 +151,7 @@ def test_evaluate_any_format(tmp_path, capsys):
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_real_teacher_on_real_images(real_data, capsys):
     config = compose(
         [

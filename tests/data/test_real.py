@@ -30,6 +30,7 @@ def moments(images):
     return mean, np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1))
 
 
+@pytest.mark.slow
 def test_cifar100(cifar):
     assert np.bincount(cifar.train_labels).tolist() == [500] * 100
     assert np.bincount(cifar.test_labels).tolist() == [100] * 100

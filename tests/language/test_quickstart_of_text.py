@@ -22,12 +22,14 @@ PAIR = ["data=python_docs", "teacher=tiny_gpt_t", "student=tiny_gpt_s", "distill
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     steps = '"recipe.steps_per_epoch=8","recipe.warmup_epochs=0"'
-    short = [f'overrides=["recipe.epochs=1",{steps}]', "seeds=[0,1]", "methods=[sft,kd,ea_kd]"]
+    short = [f'overrides=["recipe.epochs=1",{steps},"teacher.table=false","threads=1"]']
+    short += ["seeds=[0,1]", "methods=[sft,kd,ea_kd]"]
     return folder, processes.run(
         [ROOT / "scripts" / "quickstart.py", "data=python_docs", *short], cwd=folder
     )
 
 
+@pytest.mark.slow
 def test_it_trains_students_alone_and_compares_losses_too(done):
     folder, result = done
     assert result.returncode == 0, result.stderr
@@ -45,6 +47,7 @@ def test_it_trains_students_alone_and_compares_losses_too(done):
     assert "\nkd − sft: " in result.stdout and "\nea_kd − kd: " in result.stdout
 
 
+@pytest.mark.slow
 def test_what_it_says_to_type_next_is_a_run(done):
     words = done[1].stdout.splitlines()[-1].split("train.py ")[1].split()
     config = compose(words)

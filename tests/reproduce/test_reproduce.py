@@ -116,6 +116,7 @@ def test_the_report_goes_into_a_document(small):
     assert output.splitlines()[-1].startswith("error: nothing.md: found no block")
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_retried(tmp_path):
     words = [*SMALL, "seeds=[0]", "variants=[uniform,ea]"]
     planned = reproduce(tmp_path, *words, "mode=plan", "verbose=true")
@@ -171,6 +172,7 @@ def test_a_lock_from_another_machine_is_respected(tmp_path):
     assert json.loads(lock.read_text()) == owner
 
 
+@pytest.mark.slow
 def test_runs_of_another_teacher_are_shown_and_trained_again_when_told(tmp_path):
     words = [*SMALL[:-1], "seeds=[0]"]
     reproduce(tmp_path, *words, "variants=[uniform,ea]")
@@ -248,6 +250,7 @@ class Mine(KD):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[], WORKERS])
 def test_a_method_of_ones_own(launcher, tmp_path, monkeypatch):
     """From a directory of configs, through any launcher, with its EA form."""

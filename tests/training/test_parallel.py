@@ -184,6 +184,7 @@ def test_two_processes_compute_what_one_does(common, tmp_path, method):
     assert found["samples_per_second"] == pytest.approx(180 / found["train_seconds"])
 
 
+@pytest.mark.slow
 def test_a_stopped_launch_continues_on_two_processes_or_one(common, tmp_path):
     """Steps of 3, so that an epoch is longer than the steps between two looks at a signal."""
     job = [*common, "distiller=ea_kd", "recipe.epochs=6", "recipe.batch_size=3", "recipe.lr=0.01"]

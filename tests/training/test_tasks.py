@@ -69,6 +69,7 @@ def whole(request, tmp_path_factory):
     return job, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_continued_bit_for_bit(whole, kill, tmp_path):
     (job, whole), stopped = whole, tmp_path / "stopped"
