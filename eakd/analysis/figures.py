@@ -31,7 +31,7 @@ TABLE_DEFAULTS: Mapping[str, Any] = {
     "unit": "%",
 }
 KEYS = ("name", "title", "kind", "group", "needs", "runs", "by", "control", "settings",
-        "statements", "paper")  # fmt: skip
+        "statements", "paper", "smoke")  # fmt: skip
 STATEMENT = ("text", "paper", "ours", "smaller", "larger", "positive", "test")
 
 
@@ -49,6 +49,7 @@ class Figure:
         settings: keyword arguments of the function.
         statements: of the paper or about it, see `eakd.analysis.statements`.
         paper: whether ``figure=all`` draws it.
+        smoke: what ``scale=smoke`` changes: ``settings``, and the ``variants`` that remain.
     """
 
     name: str
@@ -62,6 +63,15 @@ class Figure:
     settings: Mapping[str, Any]
     statements: tuple[Mapping[str, Any], ...]
     paper: bool
+    smoke: Mapping[str, Any]
+
+    def in_small(self) -> Figure:
+        """The same for ``scale=smoke``: as few runs and points as show that every part works."""
+        runs, few = dict(self.runs), self.smoke.get("variants")
+        if few is not None:
+            runs["variants"] = {name: runs["variants"][name] for name in few}
+        settings = {**self.settings, **self.smoke.get("settings", {})}
+        return replace(self, runs=runs, settings=settings)
 
     def table(self, pairs: Sequence[str] | None, control: bool) -> Table:
         """The runs as a table, which `eakd.reproduce` plans and runs."""
@@ -168,14 +178,24 @@ def _figure(found: Mapping[str, Any], name: str) -> Figure:
         raise UserError(f"kind: found {shortened(kind)}, allowed is the dotted name of a function")
     for each in found.get("needs") or ():
         check_choice("needs", each, NEEDS)
-    for key in ("runs", "settings"):
+    for key in ("runs", "settings", "smoke"):
         if not isinstance(found.get(key) or {}, dict):
             raise UserError(f"{key}: found {shortened(found[key])}, allowed are lines KEY: VALUE")
     for statement in found.get("statements") or ():
         for key in statement:
             if key not in STATEMENT:
                 raise UserError(f"statements: found {key}, allowed {nearest(key, STATEMENT)}")
-    runs = found.get("runs") or {}
+    runs, smoke = found.get("runs") or {}, found.get("smoke") or {}
+    for key, kind_of in (("settings", dict), ("variants", list)):
+        if not isinstance(smoke.get(key, kind_of()), kind_of):
+            raise UserError(
+                f"smoke.{key}: found {shortened(smoke[key])}, allowed is a "
+                f"{'list of names' if kind_of is list else 'line KEY: VALUE for each'}"
+            )
+    for key in smoke:
+        check_choice("smoke", key, ("settings", "variants"))
+    for each in smoke.get("variants", ()):
+        check_choice("smoke.variants", each, list(runs.get("variants") or ()))
     both = set(runs.get("methods", ())) == {"kd", "ea_kd"}
     return Figure(
         name=name,
@@ -190,6 +210,7 @@ def _figure(found: Mapping[str, Any], name: str) -> Figure:
         settings=found.get("settings") or {},
         statements=tuple(found.get("statements") or ()),
         paper=bool(found.get("paper", bool(runs))),
+        smoke=smoke,
     )
 
 

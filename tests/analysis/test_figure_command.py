@@ -229,6 +229,12 @@ def test_statements_name_what_the_results_have(drawn):
         assert all(line[-1] != "–" for line in page["lines"]) and page["lines"]
 
 
+def test_small_figures_are_of_few_points():
+    sweep, surface = load_figure("8").in_small(), load_figure("7").in_small()
+    assert list(sweep.runs["variants"]) == ["1", "4", "8", "10"] and surface.settings["points"] == 5
+    assert load_figure("3").in_small() == load_figure("3")
+
+
 def test_a_figure_of_ones_own(own_configs, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from eakd.analysis.result import Panel, Result, Series\n"
@@ -247,6 +253,10 @@ def test_a_figure_of_ones_own(own_configs, tmp_path, monkeypatch):
         "figures/bad.yaml": text.replace("count", "wrong"),
         "figures/key.yaml": text.replace("factor", "fator"),
         "figures/odd.yaml": text + "colour: red\n",
+        "figures/small.yaml": text + "smoke: {settings: {factor: 3}}\n",
+        "figures/small1.yaml": text + "smoke: {variants: [a]}\n",
+        "figures/small2.yaml": text + "smoke: {points: 3}\n",
+        "figures/small3.yaml": text + "smoke: {settings: 3}\n",
     }
     own_configs(files)
     write_run(tmp_path / "runs", "kd", 0)
@@ -263,6 +273,16 @@ def test_a_figure_of_ones_own(own_configs, tmp_path, monkeypatch):
         run("figure=key", *words)
     with pytest.raises(UserError, match=r"figures.odd.yaml: colour: found an unknown key"):
         run("figure=odd", *words)
+    run("figure=small", "scale=smoke", *words)
+    with np.load(tmp_path / "out" / "figures" / "small-runs" / "data.npz") as arrays:
+        assert [arrays[name].tolist() for name in arrays.files] == [[0, 1], [0, 3]]
+    for name, message in (
+        ("small1", r"smoke.variants: found 'a', allowed is "),
+        ("small2", r"smoke: found 'points', allowed is one of settings, variants"),
+        ("small3", r"smoke.settings: found 3, allowed is a line KEY: VALUE for each"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(f"figure={name}", *words)
 
 
 # Bad inputs: one line, nothing written
