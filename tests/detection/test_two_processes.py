@@ -55,7 +55,7 @@ def test_a_step_of_two_processes_is_that_of_their_parts(weighting, tmp_path, mon
     for rank in (0, 1):
         part = replace(compute, processes=Processes(rank, 2))
         parts.append(next(build_data(config, config.seed, part, recipe).epoch(1)))
-    assert [len(batch.index) for batch in parts] == [2, 3]
+    assert [len(batch.index) for batch in parts] == [3, 2]
 
     def totals():
         for rank, batch in enumerate(parts):
