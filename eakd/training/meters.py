@@ -69,8 +69,11 @@ class Meters:
             weighted = total.weight.numel()
             # The samples of a step may have no rows at all, and a mean over none is NaN.
             weight = total.weight if weighted else total.weight.new_zeros(1)
+            # Weights of texts hardly differ: in float32, their spread would be lost in the squares.
+            weight = weight.to(self._wide)
             values |= {"weight": weight.mean(), "weight_square": weight.square().mean()}
-        stacked = torch.stack([v.detach().float() for v in (*losses.values(), *values.values())])
+        means = (*losses.values(), *values.values())
+        stacked = torch.stack([mean.detach().to(self._wide) for mean in means])
         bad = (self.first_bad < 0) & ~stacked.isfinite().all()
         self.first_bad = torch.where(bad, step, self.first_bad)
         if terms.count is not None:
@@ -84,9 +87,15 @@ class Meters:
         self._keep_samples(index, terms, total, measured)
         self.seen += count
 
+    @property
+    def _wide(self) -> torch.dtype:
+        """Of sums: float64, which Apple's GPUs do not have."""
+        return torch.float32 if self.index.device.type == "mps" else torch.float64
+
     def _name_sums(self, names: list[str]) -> None:
         if self.sums is None:
-            self.names, self.sums = names, torch.zeros(len(names), device=self.index.device)
+            zeros = torch.zeros(len(names), dtype=self._wide, device=self.index.device)
+            self.names, self.sums = names, zeros
         elif self.names != names:  # the epoch began with a version that measured less
             before = dict(zip(self.names, self.sums, strict=True))
             unknown = self.sums.new_tensor(torch.nan)
@@ -206,6 +215,8 @@ class Meters:
             state |= _from_version_0_1(state["samples"])
         device, capacity = self.index.device, len(self.index)
         samples, index = state.pop("samples"), state.pop("index")
+        if state["sums"] is not None:
+            state["sums"] = state["sums"].to(self._wide)
         for name, value in state.items():
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
         self.samples = torch.empty(len(samples), capacity, device=device)

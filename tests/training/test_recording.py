@@ -107,6 +107,14 @@ def test_the_clean_ranking_is_the_callers():
     np.testing.assert_allclose(found["by"]["clean"]["loss"]["mean"], means, rtol=1e-4)
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-4])
+def test_the_spread_of_weights_that_hardly_differ(spread):
+    """As those of answers, whose entropies are means over many tokens."""
+    weight = 8 + spread * np.random.default_rng(1).standard_normal(5_000)
+    meters, _ = filled(5_000, weight=weight.astype(np.float32))
+    assert meters.summary()["weight_std"] == pytest.approx(weight.std(), rel=1e-2)
+
+
 def test_meters_come_back_whole_from_a_checkpoint(tmp_path):
     whole, _ = filled(30)
     half = Meters(torch.device("cpu"), 30)
