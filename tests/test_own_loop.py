@@ -30,6 +30,7 @@ def text_of(notebook):
     return "".join(output.text for output in outputs if "text" in output)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_agrees_with_fit(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # kept without

@@ -53,6 +53,7 @@ def test_every_block_is_of_a_kind_that_is_checked(page):
 # Commands
 
 
+@pytest.mark.slow
 @each_page
 def test_every_command_is_one_that_works(page, own_configs, tmp_path, monkeypatch):
     offer_files_of(page, own_configs, tmp_path, monkeypatch)

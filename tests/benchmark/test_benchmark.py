@@ -45,6 +45,7 @@ def test_it_measures_four_loops(tmp_path):
     assert f"EA step / uniform step: {median:.4f} ({low:.4f} to {high:.4f})" in text
 
 
+@pytest.mark.slow
 def test_a_table_adds_two_loops(tmp_path):
     output = tmp_path / "speed.json"
     words = [*SMALL, "num_classes=10", "rounds=1", "table=true", f"output={output}"]

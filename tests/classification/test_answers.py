@@ -393,6 +393,7 @@ def test_building_is_killed_and_goes_on(job, tmp_path):
     assert same(weights, load_file(tmp_path / "whole" / "last.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", ["true", "false"])
 def test_a_run_with_a_table_is_killed_and_goes_on_either_way(then, job, tmp_path):
     words = [*job, "distiller=ea_kd", "recipe.epochs=8"]

@@ -12,7 +12,9 @@ from eakd.distillers import CTKD, DKD, KD, MLD, Distiller, Progress, Terms, kd_l
 from eakd.distillers.dkd import non_target_class_loss, target_class_loss
 from eakd.weighting import FACTORS, MATCHED, Weighting, ea_weight, entropy
 
-static = pytest.param(None, id="static", marks=pytest.mark.slow)
+pytestmark = pytest.mark.slow
+
+static = pytest.param(None, id="static")
 dynamic = pytest.mark.parametrize("dynamic", [static, pytest.param(True, id="dynamic")])
 SHAPES = [(6, 10), (5, 7), (3, 2)]
 

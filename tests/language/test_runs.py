@@ -39,6 +39,7 @@ class Killed(BaseException):
     """Like a process that is gone: nothing is saved."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["ea", "matched"])
 @pytest.mark.parametrize("how", ["killed", "SIGTERM"])
 def test_stopped_in_a_micro_batch_and_continued_bit_for_bit(

@@ -210,6 +210,7 @@ def assert_same_statistics(a: torch.nn.BatchNorm2d, b: torch.nn.BatchNorm2d) -> 
     torch.testing.assert_close(a.running_var, b.running_var)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "shufflenetv1", "shufflenetv2"])
 def test_compiles_as_one_graph(name: str) -> None:
     model, x = build(name), images(2, 16)

@@ -32,6 +32,7 @@ def trials(place):
     return [(trial.state.name, trial.value, trial.params) for trial in study.trials]
 
 
+@pytest.mark.slow
 def test_a_search_is_killed_continued_and_extended(tmp_path):
     words = [*WORDS, HONEST, f"output_root={tmp_path}/outputs"]
 

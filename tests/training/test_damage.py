@@ -82,6 +82,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["metrics.jsonl", "dynamics.jsonl"])
 @pytest.mark.parametrize("kind", [*KINDS, "gone", "not UTF-8"])
 def test_lines_are_repaired_from_the_checkpoint(
@@ -102,6 +103,7 @@ def test_lines_are_repaired_from_the_checkpoint(
     assert summary["top1_last"] == read_summary(whole)["top1_last"]
 
 
+@pytest.mark.slow
 def test_what_a_kill_leaves_is_no_damage(job, tmp_path, monkeypatch, caplog):
     killed(job, tmp_path, monkeypatch)
     with (tmp_path / "metrics.jsonl").open("a") as file:
@@ -209,6 +211,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
         read_object(tmp_path / "config.json" / "config.json")
 
 
+@pytest.mark.slow
 def test_a_damaged_summary_is_made_again_from_the_checkpoint(job, tmp_path, caplog):
     first = run(compose([*job, f"run_dir={tmp_path}"]))
     before = load_file(tmp_path / "last.safetensors")

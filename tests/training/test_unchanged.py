@@ -17,6 +17,8 @@ from eakd.composing import compose
 from eakd.config import ROOT, run_name
 from eakd.training.run import run
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = ROOT / "tests" / "golden"
 STORED = json.loads((GOLDEN / "unchanged.json").read_text())
 
