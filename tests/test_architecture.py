@@ -56,7 +56,7 @@ ALLOWED = {
     },
     "benchmark": {
         *("errors", "files", "weighting", *CONFIG),
-        *("data", "models", "distillers", "training", "classification", "detection"),
+        *("data", "models", "distillers", "training", "classification", "detection", "language"),
     },
     "reproduce": {
         *("errors", "files", "plotting", *CONFIG, "command_line"),
