@@ -144,7 +144,7 @@ def our_loop(
     distiller, batches, recipe, optimizer = build_method(config, data, compute, weighting)
     if table:
         batches.hidden = _ask(distiller, batches, compute)
-    for _ in itertools.count(1):
+    while True:
         meters = Meters(compute.device, samples(batches))
         # The first epoch again and again: a table of few rows is made quickly.
         progress = Progress(config.seed, 1, step=0)
@@ -203,8 +203,8 @@ def plain_steps(config: DictConfig, data: Any, compute: Compute) -> Loop:
     student.train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5, weight_decay=0.01)
     train = build_data(config, rows, recipe, compute)
-    for epoch in itertools.repeat(1):  # the rows of our loop
-        for chosen in train.step_rows(epoch):
+    while True:
+        for chosen in train.step_rows(epoch=1):  # the rows of our loop
             step = [train.train[i] for i in chosen]
             count = sum(len(row.response_ids) for row in step)
             for start in range(0, len(step), PLAIN_ROWS):
