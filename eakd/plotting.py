@@ -52,6 +52,7 @@ STYLE: dict[str, Any] = {
     "ytick.minor.size": 1.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 5,
+    "axes.titley": 1.0,  # else every drawing looks for ticks above the panel, of which we have none
     "axes.labelpad": 3,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -113,6 +114,15 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))
+
+
+def lay_out(figure: Figure) -> None:
+    """Place everything, once: otherwise each format does it again, with other widths of letters."""
+    import matplotlib
+
+    figure.draw_without_rendering()
+    with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # "none" keeps a stand-in that costs one more drawing
 
 
 def width_of(value: object) -> float:

@@ -1,8 +1,11 @@
-"""Each worker process of a sweep keeps to its own part of the machine: one GPU, or some cores."""
+"""Processes and cores: each worker of a sweep keeps to its own part of the machine, one GPU or some
+cores, and a command's own helper processes to the cores that it may use.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -10,12 +13,19 @@ import stat
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
+
+from eakd.errors import UserError
 
 log = logging.getLogger(__name__)
 
 MOST = 4096  # slots of one sweep
+Item, Answer = TypeVar("Item"), TypeVar("Answer")
 SWEEP = os.getppid()  # of a worker process: the one that started it
 
 
@@ -66,12 +76,17 @@ def _follow() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@cache
-def cores() -> tuple[int, ...]:
-    """The cores that this process might use when it began."""
+def usable_cores() -> tuple[int, ...]:
+    """The cores that this process may use: a job of a cluster rarely has the whole machine."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
+
+
+@cache
+def cores() -> tuple[int, ...]:
+    """The cores that this process might use when it began, before `pin`."""
+    return usable_cores()
 
 
 def share(all_cores: tuple[int, ...], slot: int, count: int) -> tuple[int, ...]:
@@ -159,3 +174,35 @@ def _open_lock() -> int:
     if stat.S_IMODE(found.st_mode) != 0o600:
         os.fchmod(file, 0o600)  # others who may open it could hold every slot
     return file
+
+
+def in_processes(
+    function: Callable[[Item], Answer], items: Sequence[Item], most: int = 16, chunk: int = 1
+) -> list[Answer]:
+    """``[function(item) for item in items]``, on as many of the usable cores as there is work for.
+
+    Args:
+        function: of a module, so that another process finds it.
+        most: processes, each with its own libraries in memory.
+        chunk: items that a process takes at once.
+
+    Raises:
+        UserError: a process was killed. What ``function`` raises is raised here.
+    """
+    count = min(len(usable_cores()), math.ceil(len(items) / chunk), most)
+    if count < 2:
+        return [function(item) for item in items]
+    # Started afresh: a process forked from one with threads and a GPU may hang.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(count, context, _leave_interrupts) as pool:
+            return list(pool.map(function, items, chunksize=chunk))
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a helper process was killed, perhaps for want of memory: {count} were at work"
+        ) from error
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the one that started the others ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -22,7 +22,7 @@ ALLOWED = {
     "errors": set(),
     "files": set(),
     "factors": set(),
-    "workers": set(),
+    "workers": {"errors"},
     "topk": {"errors"},
     "download": {"errors", "files"},
     "seen": {"errors"},
@@ -38,7 +38,7 @@ ALLOWED = {
     "migrate": {"errors", *CONFIG, "training"},
     "commands": {"config", "targets", "command_line", *DOERS},
     "models": {"errors", "files"},
-    "data": {"errors", "files", "download"},
+    "data": {"errors", "files", "download", "workers"},
     "distillers": {"errors", "weighting", "data", "models"},
     # Knows no domain: neither images nor any task but by its name in a data set's file.
     "training": {"errors", "files", "download", "weighting", *CONFIG, "distillers"},
@@ -47,11 +47,11 @@ ALLOWED = {
         *("data", "models", "distillers", "training"),
     },
     "language": {
-        *("errors", "files", "factors", "weighting", *CONFIG),
+        *("errors", "files", "factors", "weighting", "workers", *CONFIG),
         *("data", "distillers", "training"),  # of data, only the streams of random numbers
     },
     "detection": {
-        *("errors", "files", "weighting", *CONFIG),
+        *("errors", "files", "weighting", "workers", *CONFIG),
         *("data", "models", "distillers", "training"),
     },
     "benchmark": {
@@ -77,7 +77,7 @@ ALLOWED = {
     "adapters": {"errors", "factors", "weighting", "data", "models", "distillers"},
     # Looks at what the others leave; nothing but commands imports it.
     "analysis": {
-        *("errors", "files", "factors", "weighting", "plotting", *CONFIG),
+        *("errors", "files", "factors", "weighting", "plotting", "workers", *CONFIG),
         *("data", "models", "distillers", "training", "classification", "reproduce"),
     },
 }

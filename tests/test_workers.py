@@ -1,4 +1,4 @@
-"""The lock of a sweep's workers lies where everybody may write, and trusts nobody there."""
+"""Processes: helpers, and the lock of a sweep's workers, which lies where everybody may write."""
 
 import os
 import stat
@@ -8,7 +8,8 @@ import tempfile
 
 import pytest
 
-from eakd.workers import claim
+from eakd.errors import UserError
+from eakd.workers import claim, in_processes, usable_cores
 
 pytest.importorskip("fcntl")
 NAME = f"eakd-workers-{os.getuid()}.lock"
@@ -107,3 +108,29 @@ def test_two_living_workers_have_two_slots(shared):
     assert {int(worker.stdout.readline()) for worker in workers} == {0, 1}
     for worker in workers:
         worker.communicate("\n")
+
+
+def of_three(number):
+    return os.getpid(), 3 // number
+
+
+def gone(_):
+    os._exit(9)
+
+
+@pytest.mark.skipif(len(usable_cores()) < 2, reason="one core")
+def test_helpers_answer_in_order_and_from_other_processes():
+    answers = in_processes(of_three, [1, 3, 2, 3])
+    assert [answer for _, answer in answers] == [3, 1, 1, 1]
+    assert os.getpid() not in {process for process, _ in answers}
+    assert {process for process, _ in in_processes(of_three, [1, 2], most=1)} == {os.getpid()}
+    assert {process for process, _ in in_processes(of_three, [1, 2], chunk=2)} == {os.getpid()}
+    assert in_processes(of_three, []) == []
+
+
+@pytest.mark.skipif(len(usable_cores()) < 2, reason="one core")
+def test_what_goes_wrong_in_a_helper_is_told_here():
+    with pytest.raises(ZeroDivisionError):
+        in_processes(of_three, [1, 0])
+    with pytest.raises(UserError, match="a helper process was killed, perhaps for want of memory"):
+        in_processes(gone, [1, 2])

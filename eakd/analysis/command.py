@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from eakd.analysis.figures import Figure, figure_names, lacking, load_figure, merged
-from eakd.analysis.making import Made, Request, insert, make, write_pages
+from eakd.analysis.making import Made, Request, draw_all, insert, make, write_pages
 from eakd.analysis.retraining import recording, retrained, retraining
 from eakd.analysis.runs import Runs, as_run, glob_runs
 from eakd.analysis.watching import draw_run
@@ -67,6 +67,7 @@ def figure(config: DictConfig) -> str:
                 raise
             failed[each.name] = str(error)
             log.warning("figure %s: %s", each.name, error)
+    draw_all(made, request)
     return end(made, failed, states, config, request)
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from eakd.analysis.labels import place_texts
 from eakd.analysis.marks import bars_of, draw_series, marks
 from eakd.analysis.result import Panel, Result
-from eakd.plotting import SOFT, WIDTHS, new_figure
+from eakd.plotting import SOFT, WIDTHS, lay_out, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LEGEND = 16  # entries at most: a hundred classes have none
+INSIDE = 4  # entries of a legend in a panel; a longer one would hide what it explains
+LETTER = 0.056  # inches of a letter of the axes' names, on average
+LINE = 0.13  # inches of a line of text
 
 
 def draw(result: Result, width: float | None = None) -> Figure:
@@ -43,12 +49,15 @@ def draw(result: Result, width: float | None = None) -> Figure:
         if panel.pictures is not None:
             _pictures(figure, spec, panel, letter)
         else:
-            handles.append(_panel(figure.add_subplot(spec), panel, looks, letter))
-    _legends(figure, handles, width)
+            axes = figure.add_subplot(spec)
+            handles.append(_panel(axes, panel, looks, letter, width / columns))
+    lines = _legends(figure, handles, width)
+    figure.set_figheight(figure.get_figheight() + LINE * lines)
     if len(result.about.get("seeds", ())) == 1:
         figure.supxlabel("one seed", x=0.995, ha="right", fontsize=6.5, color=SOFT)
-    if any(series.texts for panel in panels for series in panel.series):
-        spread_texts(figure)
+    lay_out(figure)
+    for axes in _charts(figure):
+        place_texts(axes)
     return figure
 
 
@@ -60,8 +69,18 @@ def _height(panel: Panel, width: float) -> float:
         text = 0.12 * (1 + max((c.count("\n") for c in panel.captions), default=0))
         each = width / across * high / wide + (text if panel.captions else 0)
         return math.ceil(count / across) * each + 0.3
+    more = panel.title.count("\n") + _x_name(panel, width).count("\n")
+    return _inside(panel, width) + 0.5 + LINE * more
+
+
+def _inside(panel: Panel, width: float) -> float:
+    """Inches of the axes of a chart."""
     square = panel.equal or panel.surface is not None
-    return max(1.5, (0.92 if square else 0.68) * width + 0.1)
+    return max(1.0, (0.92 if square else 0.68) * width - 0.4)
+
+
+def _x_name(panel: Panel, width: float) -> str:
+    return _wrapped(panel.x, width - 0.6)
 
 
 def _across(count: int) -> int:
@@ -69,7 +88,9 @@ def _across(count: int) -> int:
     return min(count, 10) or 1
 
 
-def _panel(axes: Axes, panel: Panel, looks: dict[str, Any], letter: str) -> dict[str, Any]:
+def _panel(
+    axes: Axes, panel: Panel, looks: dict[str, Any], letter: str, width: float
+) -> dict[str, Any]:
     if panel.surface is not None:
         _surface(axes, panel)
     found: dict[str, Any] = {}
@@ -79,9 +100,20 @@ def _panel(axes: Axes, panel: Panel, looks: dict[str, Any], letter: str) -> dict
         handle = draw_series(axes, series, looks.get(series.name), bars.get(place, (0, 1)))
         if handle is not None and series.label != "":
             found.setdefault(handle.get_label(), handle)
-    axes.set(title=letter + panel.title, xlabel=panel.x, ylabel=panel.y, gid="panel")
+    names = {"xlabel": _x_name(panel, width), "ylabel": _wrapped(panel.y, _inside(panel, width))}
+    axes.set(title=letter + panel.title, gid="panel", **names)
     _axis(axes, panel)
     return found
+
+
+def _wrapped(text: str, room: float) -> str:
+    """In lines about as long as each other that fit beside an axis of so many inches."""
+    longest = max(12, int(room / LETTER))
+    text = text.replace(" = ", "\u00a0=\u00a0")  # stays together
+    count = len(textwrap.wrap(text, longest, break_long_words=False))
+    widths = range(len(text) // max(count, 1), longest + 1)
+    found = (textwrap.wrap(text, width, break_long_words=False) for width in widths if width)
+    return "\n".join(next((lines for lines in found if len(lines) <= count), [text]))
 
 
 def _axis(axes: Axes, panel: Panel) -> None:
@@ -94,8 +126,9 @@ def _axis(axes: Axes, panel: Panel) -> None:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
             low, high = getattr(axes, f"get_{name}lim")()
-            if high / max(low, 1e-300) < 30:
-                axis.set_minor_formatter(FuncFormatter(_one_two_five))
+            if high / max(low, 1e-300) < 100:
+                digits = "25" if high / low > 6 else "2346"
+                axis.set_minor_formatter(FuncFormatter(partial(_with_digit, digits)))
         elif name == "y" or not panel.x_ticks:
             axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     if panel.x_ticks:
@@ -112,9 +145,9 @@ def _axis(axes: Axes, panel: Panel) -> None:
     axes.tick_params(which="minor", labelsize=6.5)
 
 
-def _one_two_five(value: float, _: Any) -> str:
-    first = f"{value:.0e}"[0]
-    return f"{value:g}" if first in "25" else ""
+def _with_digit(digits: str, value: float, _: Any) -> str:
+    """The number if it begins with one of the digits."""
+    return f"{value:g}" if f"{value:.0e}"[0] in digits else ""
 
 
 def _surface(axes: Axes, panel: Panel) -> None:
@@ -136,7 +169,9 @@ def _surface(axes: Axes, panel: Panel) -> None:
     # Without the yellow end, which is not seen on white.
     shades = colormaps["viridis"].resampled(256)(np.linspace(0, 0.82, 256))
     drawn = axes.contour(x, y, z, levels=levels, linewidths=0.8, cmap=ListedColormap(shades))
-    for text in axes.clabel(drawn, fontsize=6, fmt=lambda value: f"{value:.3g}", zorder=3):
+    # Five numbers at most: where the surface is steep, those of all levels lie on each other.
+    named = drawn.levels[:: max(1, math.ceil(len(drawn.levels) / 5))]
+    for text in axes.clabel(drawn, named, fontsize=6, fmt=lambda z: f"{z:.3g}", zorder=3):
         text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.4})
 
 
@@ -162,13 +197,18 @@ def _pictures(figure: Figure, spec: Any, panel: Panel, letter: str) -> None:
             title.set_in_layout(False)
 
 
-def _legends(figure: Figure, handles: list[dict[str, Any]], width: float) -> None:
-    """Above, what several panels show; in a panel, what it alone shows beside other things."""
+def _legends(figure: Figure, handles: list[dict[str, Any]], width: float) -> int:
+    """Above, what several panels show; in a panel, what it alone shows beside other things.
+
+    Returns:
+        How many lines there are above.
+    """
     counts = Counter(name for each in handles for name in each)
     shared = {name for name, count in counts.items() if count > 1 or len(handles) == 1}
+    shared |= {name for each in handles if len(each) > INSIDE for name in each}
     for axes, each in zip(_charts(figure), handles, strict=True):
         own = {name: handle for name, handle in each.items() if name not in shared}
-        if own and 1 < len(each) <= LEGEND:
+        if own and len(each) > 1:
             axes.legend(
                 own.values(), own.keys(), loc="best", frameon=True, edgecolor="none",
                 framealpha=0.9, borderpad=0.2,
@@ -179,48 +219,16 @@ def _legends(figure: Figure, handles: list[dict[str, Any]], width: float) -> Non
             if name in shared:
                 entries.setdefault(name, each[name])  # as the first panel shows it
     if not 1 < len(entries) <= LEGEND:
-        return
+        return 0
     # As many beside each other as fit: a letter takes about 0.06 inches, a handle half an inch.
     columns = max(1, min(len(entries), int(width / (0.5 + 0.062 * max(map(len, entries))))))
     figure.legend(
         entries.values(), entries.keys(), loc="outside upper center", ncols=columns,
         columnspacing=1.2,
     )  # fmt: skip
+    return math.ceil(len(entries) / columns)
 
 
 def _charts(figure: Figure) -> list[Axes]:
     """The axes of panels that are no pictures, without colour bars."""
     return [axes for axes in figure.axes if axes.get_gid() == "panel"]
-
-
-PLACES = ((4, 3, "left"), (4, -8, "left"), (-4, 3, "right"), (-4, -8, "right"))
-
-
-def spread_texts(figure: Figure) -> None:
-    """Put each text beside its point where it covers the fewest others."""
-    from matplotlib.text import Annotation
-    from matplotlib.transforms import Bbox
-
-    figure.draw_without_rendering()  # for the layout, on which the places depend
-    figure.set_layout_engine("none")
-    for axes in _charts(figure):
-        texts = axes.findobj(Annotation)
-        points = axes.transData.transform([text.xy for text in texts])
-        taken: list[Any] = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in points]
-        for text in texts:
-            if not text.get_text():
-                continue
-            boxes = []
-            for x, y, side in PLACES:
-                text.set_position((x, y))
-                text.set_horizontalalignment(side)
-                boxes.append(text.get_window_extent())
-            inside = axes.get_window_extent()
-            costs = [
-                sum(box.overlaps(other) for other in taken) + 2 * (box.x1 > inside.x1)
-                for box in boxes
-            ]
-            best = costs.index(min(costs))
-            text.set_position(PLACES[best][:2])
-            text.set_horizontalalignment(PLACES[best][2])
-            taken.append(boxes[best])

@@ -223,11 +223,11 @@ def _cloud(
             Series(str(each.answers.classes[label]), own[:, 0], own[:, 1], style="points")
         )
     top = points[top_share(each.ranking[members], share)]
-    ring = f"highest {100 * share:g} % by {SYMBOLS[each.ranked_by]}"
+    ring = f"highest {100 * share:g} %"  # the same in all panels, so that the legend has it once
     series.append(Series("highest", top[:, 0], top[:, 1], label=ring, style="rings"))
     epoch = "" if each.epoch is None else f", epoch {each.epoch}"
     index = numbers[f"ch.{each.key}"]
-    title = f"{display(each.name)}{epoch}\nCH {index:.4g}"
+    title = f"{display(each.name)}{epoch}\nCH {index:.4g}, rings by {SYMBOLS[each.ranked_by]}"
     return Panel(title=title, x="t-SNE 1", y="t-SNE 2", series=tuple(series), equal=True)
 
 

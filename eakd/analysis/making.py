@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from eakd.reproduce.writing import insert_block
 from eakd.training.environment import git_state
 from eakd.training.protocol import device_of
 from eakd.training.reading import checksum
+from eakd.workers import in_processes
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class Made(NamedTuple):
 def make(
     figure: Figure, request: Request, runs: Runs | None, plan: Plan | None = None, name: str = ""
 ) -> Made:
-    """Compute what is not current, draw, and write all files of a figure.
+    """Compute what is not current, and write all files of a figure but its pictures.
 
     Args:
         runs: ``None`` with ``compute=False``, which opens none.
@@ -88,7 +90,7 @@ def make(
         name: of the folder, instead of figure and label.
 
     Raises:
-        UserError: it cannot be computed from these runs, or drawn.
+        UserError: it cannot be computed from these runs.
         OSError: a file cannot be written; it is named.
     """
     folder = request.folder / (name or f"{figure.name}-{request.label}")
@@ -100,8 +102,6 @@ def make(
     page = shown(figure.name, figure.title, result, lines(figure.statements, result))
     write_page(folder, page._asdict())
     write_text(folder / "caption.md", caption(page))
-    if request.draw:
-        _draw(folder, result, page, request)
     return Made(folder, result, page)
 
 
@@ -193,14 +193,25 @@ def provenance(runs: Runs) -> dict[str, Any]:
     }
 
 
-def _draw(folder: Path, result: Result, page: Shown, request: Request) -> None:
+def draw_all(made: Sequence[Made], request: Request) -> None:
+    """Write the pictures of figures, several at once: drawing takes longer than reading the data.
+
+    Raises:
+        OSError: a file cannot be written; it is named.
+    """
+    if request.draw:
+        in_processes(partial(_draw, request=request), made)
+
+
+def _draw(made: Made, request: Request) -> None:
     from eakd.analysis.draw import draw
     from eakd.plotting import save, style
 
     with style():
-        commit = f"commit {result.about['commit']}" if result.about.get("commit") else ""
-        picture = draw(result, request.width)
-        save(picture, folder / "figure", request.formats, page.heading, commit)
+        about = made.result.about
+        commit = f"commit {about['commit']}" if about.get("commit") else ""
+        picture = draw(made.result, request.width)
+        save(picture, made.folder / "figure", request.formats, made.page.heading, commit)
 
 
 def write_pages(request: Request, order: Sequence[str]) -> Path:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from eakd.analysis.labels import POINT, REFERENCE, SIZE
 from eakd.analysis.result import Panel, Series
 from eakd.config import EA, base_method
 from eakd.plotting import INK, SOFT
@@ -44,8 +45,10 @@ def marks(panels: Iterable[Panel]) -> dict[str, Mark]:
     rest = [name for name in styles if name not in found]
     for place, (name, look) in enumerate(looks(rest).items()):
         if base_method(name) in KNOWN:
-            plain = "--" if not look.filled else "-." if "+" in name else "-"
-            found[name] = Mark(look.colour, look.filled, "s" if "+" in name else "o", plain)
+            # Hollow in every figure, beside its EA form or alone.
+            filled = name.startswith(EA) or "+" in name
+            dashes = "--" if not filled else "-." if "+" in name else "-"
+            found[name] = Mark(look.colour, filled, "s" if "+" in name else "o", dashes)
         else:  # anything else is told apart by its marker too
             found[name] = Mark(look.colour, look.filled, MARKERS[place % 10], "-")
     return found | {name: Mark(grey, True, "o", "-") for name, grey in GREYS.items()}
@@ -67,7 +70,7 @@ KNOWN = {
 
 
 def draw_series(axes: Axes, series: Series, mark: Mark | None, bar: tuple[int, int]) -> Any:
-    """Draw one series; what a legend shows for it, or ``None``.
+    """Draw one series but the texts at it, see `place_texts`; what a legend shows, or ``None``.
 
     Args:
         mark: ``None`` for references.
@@ -108,10 +111,10 @@ def draw_series(axes: Axes, series: Series, mark: Mark | None, bar: tuple[int, i
 def _reference(axes: Axes, series: Series, x: Any, y: Any, label: str) -> None:
     if series.low is not None and series.high is not None:
         axes.fill_between(x, series.low, series.high, color="#bdbdbd", alpha=0.45, linewidth=0)
-    axes.plot(x, y, color=SOFT, linewidth=0.9, linestyle=(0, (1, 1.2)), zorder=1.5)
-    if len(x) and label:
-        place = {"xytext": (-1, 2.5), "textcoords": "offset points", "ha": "right", "va": "bottom"}
-        axes.annotate(label, (x[-1], y[-1]), color=SOFT, fontsize=6.5, **place)
+    axes.plot(
+        x, y, color=SOFT, linewidth=0.9, linestyle=(0, (1, 1.2)), zorder=1.5, gid=REFERENCE,
+        label=label or "_",
+    )  # fmt: skip
 
 
 def _bars(
@@ -158,8 +161,8 @@ def _colored(axes: Axes, series: Series, x: Any, y: Any) -> None:
 
 def _write(axes: Axes, series: Series, x: Any, y: Any, colour: str) -> None:
     for place, text in enumerate(series.texts):
-        at = {"xytext": (3.5, 3), "textcoords": "offset points", "in_layout": False}
-        axes.annotate(text, (x[place], y[place]), color=colour, fontsize=6.5, **at)
+        at = {"xytext": (4, 3), "textcoords": "offset points", "in_layout": False, "gid": POINT}
+        axes.annotate(text, (x[place], y[place]), color=colour, fontsize=SIZE, **at)
 
 
 def bars_of(series: Sequence[Series]) -> dict[int, tuple[int, int]]:

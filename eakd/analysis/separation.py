@@ -6,13 +6,13 @@ Imports no torch, so that processes which embed start quickly.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
 
 from eakd.errors import UserError, check_choice, check_number
+from eakd.workers import in_processes
 
 LIBRARIES = {"sklearn": "scikit-learn", "opentsne": "openTSNE"}
 ITERATIONS = 1000
@@ -96,12 +96,12 @@ def embed(features: np.ndarray, perplexity: float, library: str = "sklearn") -> 
 
 def embed_all(jobs: Sequence[tuple[np.ndarray, float, str]]) -> list[np.ndarray]:
     """`embed` each of the arguments, on all cores where that is worth their start."""
-    cores = min(len(jobs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-    if cores < 2 or sum(len(features) for features, *_ in jobs) < WORTH_PROCESSES:
-        return [embed(*job) for job in jobs]
-    from joblib import Parallel, delayed
+    worth = sum(len(features) for features, *_ in jobs) >= WORTH_PROCESSES
+    return in_processes(_embed, jobs, most=16 if worth else 1)
 
-    return Parallel(n_jobs=cores)(delayed(embed)(*job) for job in jobs)
+
+def _embed(job: tuple[np.ndarray, float, str]) -> np.ndarray:
+    return embed(*job)
 
 
 def calinski_harabasz(features: np.ndarray, labels: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from eakd.analysis.draw import draw
 from eakd.analysis.figures import Figure, figure_names
-from eakd.analysis.making import Made, Request, make, write_pages
+from eakd.analysis.making import Made, Request, draw_all, make, write_pages
 from eakd.analysis.one_run import page
 from eakd.analysis.runs import Run, Runs, open_run
 from eakd.errors import UserError, check_number, check_text
@@ -49,6 +49,7 @@ def _once(figure: Figure, request: Request, pattern: str) -> tuple[list[Run], st
     for run in begun:
         name = f"run-{run.method}-{run.directory.name}"
         made.append(make(figure, request, Runs([run]), name=name))
+    draw_all(made, request)
     index = write_pages(request, figure_names())
     return runs, "\n".join([*(each.text for each in made), f"all figures: {index}"])
 

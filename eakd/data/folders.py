@@ -25,6 +25,7 @@ from eakd.data.source import Source, as_path, is_visible, open_source, printable
 from eakd.download import Archive
 from eakd.download import download as fetch_archive
 from eakd.errors import UserError, check_choice, check_name, check_number
+from eakd.workers import usable_cores
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 CHUNK = 128  # images decoded per task
@@ -365,7 +366,7 @@ def read(
         # Pillow warns of large images, which are refused, and of blocks that are not read.
         warnings.catch_warnings(),
         tqdm(total=total, desc=f"decoding {source.path.name}", unit=" images", disable=None) as bar,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        ThreadPoolExecutor(min(8, len(usable_cores()))) as pool,
     ):
         warnings.simplefilter("ignore")
         for split, members in (("train", listing.train), ("test", listing.test)):

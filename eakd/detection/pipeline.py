@@ -8,7 +8,6 @@ the device, image by image, into one buffer. All the randomness of an epoch foll
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from torch import Tensor
 from eakd.data.pipeline import stream
 from eakd.detection.boxes import BoxBatch, BoxData
 from eakd.errors import UserError, check_boolean, check_choice, check_number, shortened
+from eakd.workers import usable_cores
 
 DIVISOR = 32  # of padded sides, so that all levels of a pyramid halve evenly; as published
 
@@ -91,7 +91,7 @@ class BoxPipeline:
             "eval_batch_size", eval_batch_size, at_least=1, integer=True
         )
         if workers is None:
-            workers = min(8, max(1, _cores() - 1))
+            workers = min(8, max(1, len(usable_cores()) - 1))
         self.workers = check_number("workers", workers, at_least=0, at_most=256, integer=True)
 
         boxes = data.splits["train"]
@@ -301,9 +301,3 @@ def _check_sides(sides: object, long_side: int) -> tuple[int, ...]:
             "data.long_side"
         )
     return tuple(found)
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 from eakd.errors import UserError
+from eakd.workers import in_processes
 
 POOL_FROM = 4096  # answers; fewer are scored sooner than processes start
+CHUNK = 256  # of them, that a process takes at once
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -26,14 +25,8 @@ def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list
         if not each:
             raise UserError(f"references of row {row}: found none, allowed is at least one")
     _scorer()  # a missing library is told here, not in a worker process
-    workers = min(os.cpu_count() or 1, 16)
     pairs = list(zip(answers, references, strict=True))
-    if len(pairs) < POOL_FROM or workers == 1:
-        return [_score(pair) for pair in pairs]
-    # Started afresh: a process forked from one with threads and a GPU may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        return list(pool.map(_score, pairs, chunksize=256))
+    return in_processes(_score, pairs, most=16 if len(pairs) >= POOL_FROM else 1, chunk=CHUNK)
 
 
 def has_words(text: str) -> bool:

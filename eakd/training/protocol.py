@@ -136,7 +136,8 @@ def _is_time(value: Any) -> bool:
 
 def device_of(environment: Mapping[str, Any]) -> str:
     """``NVIDIA H100``, or ``x86_64 with 2 threads``."""
-    threads = f"{environment.get('processor')} with {environment.get('threads')} threads"
+    count = environment.get("threads")
+    threads = f"{environment.get('processor')} with {count} thread{'s' * (count != 1)}"
     return str(environment.get("accelerator") or threads)
 
 
