@@ -37,13 +37,14 @@ def crop(images: Tensor, offsets: Tensor, padding: int, flips: Tensor | None = N
         padded = both.flatten(0, 1)
         samples = samples + n * flips
         columns = torch.where(flips, 2 * padding - columns, columns)
-    # Every possible window of every image, as a view; one index then copies the wanted ones.
-    sample, row, column, _ = padded.stride()
-    places = 2 * padding + 1
-    windows = padded.as_strided(
-        (len(padded), places, places, height, width * channels), (sample, row, column, row, 1)
-    )
-    return windows[samples, rows, columns].view(images.shape)
+    # The windows that begin at every pixel, as a view of overlapping rows. Not indexed by brackets:
+    # `index_select` copies a window row by row, where those go byte by byte, ten times as slow.
+    across = width + 2 * padding
+    begins = (samples * (height + 2 * padding) + rows) * across + columns
+    count = padded.numel() // channels - (height - 1) * across - width + 1
+    strides = (channels, across * channels, 1)
+    windows = padded.as_strided((count, height, width * channels), strides)
+    return windows.index_select(0, begins).view(images.shape)
 
 
 class View(NamedTuple):

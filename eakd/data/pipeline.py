@@ -386,7 +386,7 @@ class Pipeline:
     def _look_up(self, rows: Tensor) -> Tensor | None:
         if len(rows) not in self.answered:
             return None
-        found = self.answers[rows]
+        found = self.answers.index_select(0, rows)
         if found.device != self.device and self.device.type == "cuda":
             found = found.pin_memory()
         return found.to(self.device, non_blocking=True)

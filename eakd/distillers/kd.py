@@ -36,24 +36,28 @@ def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
     return F.log_softmax(unmasked(logits) / temperature, dim=-1)
 
 
-def check_targets(targets: Tensor, classes: int) -> None:
+def check_targets(targets: Tensor, classes: int) -> bool:
     """Raise `UserError` for labels outside of ``[0, classes)`` that are not `IGNORED`.
 
     Looked at on a CPU alone: elsewhere it would wait for the device.
+
+    Returns:
+        Whether any may be `IGNORED`.
     """
     if targets.device.type != "cpu" or torch.compiler.is_compiling():
-        return
+        return True
     if targets.is_floating_point() or not targets.numel():
-        return
+        return True
     low, high = (int(end) for end in targets.aminmax())
     if low >= 0 and high < classes:
-        return
+        return False
     wrong = targets[((targets < 0) & (targets != IGNORED)) | (targets >= classes)]
     if wrong.numel():
         raise UserError(
             f"targets: found {int(wrong[0])}, allowed are the classes 0 to {classes - 1}, and "
             f"{IGNORED} for a sample without a label"
         )
+    return True
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -66,9 +70,9 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         UserError: a target that is no class (looked for on a CPU alone).
     """
-    check_targets(targets, logits.shape[-1])
+    some_ignored = check_targets(targets, logits.shape[-1])
     loss = F.cross_entropy(at_least_float32(logits), targets)
-    return loss.where((targets != IGNORED).any(), 0.0)  # not 0 / 0
+    return loss.where((targets != IGNORED).any(), 0.0) if some_ignored else loss  # not 0 / 0
 
 
 def kd_loss(

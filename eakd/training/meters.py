@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,30 +61,32 @@ class Meters:
             measured: name → ``(n,)``.
             step_size: samples of the whole step.
         """
-        count = len(index)
-        losses = {"loss": total.loss}
-        losses |= {f"loss_{k}": terms.mean(v) if v.dim() else v for k, v in terms.items()}
-        values = {name: value.float().mean() for name, value in measured.items()}
-        weighted = 0
+        count, shares = len(index), terms.count is not None
+        scalars = {"loss": total.loss}
+        scalars |= {f"loss_{name}": term for name, term in terms.items() if not term.dim()}
+        rows = {f"loss_{name}": term for name, term in terms.items() if term.dim()}
+        # Means over the samples, or shares of the step's loss: what either adds to the epoch's sum.
+        sums = [torch.stack([*scalars.values()]).to(self._wide) * (step_size if shares else count)]
+        if rows:
+            found = self._sums(rows.values())
+            if shares:
+                found = found * (step_size / terms.count)
+            elif (per_sample := len(next(iter(rows.values())))) != count:
+                found = found * (count / max(per_sample, 1))
+            sums.append(found)
+        values = dict(measured)
         if total.weight is not None:
-            weighted = total.weight.numel()
-            # The samples of a step may have no rows at all, and a mean over none is NaN.
-            weight = total.weight if weighted else total.weight.new_zeros(1)
             # Weights of texts hardly differ: in float32, their spread would be lost in the squares.
-            weight = weight.to(self._wide)
-            values |= {"weight": weight.mean(), "weight_square": weight.square().mean()}
-        means = (*losses.values(), *values.values())
-        stacked = torch.stack([mean.detach().to(self._wide) for mean in means])
-        bad = (self.first_bad < 0) & ~stacked.isfinite().all()
+            square = total.weight.to(self._wide).square()
+            values |= {"weight": total.weight, "weight_square": square}
+            self.weighted += total.weight.numel()
+        if values:
+            sums.append(self._sums(values.values()))
+        added = torch.cat(sums)
+        bad = (self.first_bad < 0) & ~added.isfinite().all()
         self.first_bad = torch.where(bad, step, self.first_bad)
-        if terms.count is not None:
-            # These are shares of the step's losses already, and not means over their own samples.
-            stacked[: len(losses)] *= step_size / count
-        if weighted != count and total.weight is not None:
-            stacked[-2:] *= weighted / count  # weights are means over rows, the others over samples
-        self._name_sums([*losses, *values])
-        self.sums = self.sums + count * stacked
-        self.weighted += weighted
+        self._name_sums([*scalars, *rows, *values])
+        self.sums = self.sums + added
         self._keep_samples(index, terms, total, measured)
         self.seen += count
 
@@ -91,6 +94,13 @@ class Meters:
     def _wide(self) -> torch.dtype:
         """Of sums: float64, which Apple's GPUs do not have."""
         return torch.float32 if self.index.device.type == "mps" else torch.float64
+
+    def _sums(self, rows: Iterable[Tensor]) -> Tensor:
+        """The sum of each row; of rows that are alike in one go, because calls are what costs."""
+        rows = list(rows)
+        if len({row.shape for row in rows}) == 1:
+            return torch.stack(rows).sum(dim=1, dtype=self._wide)
+        return torch.stack([row.sum(dtype=self._wide) for row in rows])
 
     def _name_sums(self, names: list[str]) -> None:
         if self.sums is None:
@@ -117,7 +127,9 @@ class Meters:
             samples = self.samples.new_full((len(rows), len(self.index)), torch.nan)
             samples[: len(self.rows)] = self.samples
             self.rows, self.samples = rows, samples
-        nothing = torch.full_like(index, torch.nan, dtype=torch.float32)
+        nothing = None
+        if any(value is None for value in found.values()):
+            nothing = torch.full_like(index, torch.nan, dtype=torch.float32)
         columns = [
             nothing if value is None else _per_sample(value, terms.sample, count)
             for value in found.values()
