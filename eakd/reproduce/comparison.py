@@ -154,7 +154,7 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
         return None
     differences = [values[seed] - baseline[seed] for seed in seeds]
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-    if spread == 0:
+    if spread <= 1e-12 * abs(mean):  # equal but for rounding: the test would divide by noise
         return Difference(mean, mean, mean, 0.0 if mean else 1.0, len(seeds))
     test = stats.ttest_1samp(differences, 0)
     low, high = test.confidence_interval(0.95)

@@ -38,6 +38,16 @@ def test_paired_difference_matches_scipy():
     assert row.difference.seeds == 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_differences_that_are_equal_but_for_rounding_are_equal():
+    """0.8 - 0.5 and 70.8 - 70.5 differ in the sixteenth digit: no spread to divide by."""
+    runs = [run("kd", s, v) for s, v in enumerate((0.5, 70.5, 61.5))]
+    runs += [run("ea_kd", s, v) for s, v in enumerate((0.8, 70.8, 61.8))]
+    (row,) = [row for row in compare(runs) if row.method == "ea_kd"]
+    assert row.difference.low == row.difference.high == row.difference.mean
+    assert row.difference.mean == pytest.approx(0.3) and row.difference.p == 0
+
+
 def test_differences_use_shared_seeds_only():
     rows = compare([*RUNS, run("ea_kd", 9, 10.0)])
     row = next(row for row in rows if row.method == "ea_kd")
