@@ -7,10 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from eakd.analysis.figures import Figure, figure_names, lacking, load_figure, merged
+from eakd.analysis.figures import (
+    Figure,
+    figure_names,
+    lacking,
+    load_figure,
+    merged,
+    moments_of,
+)
 from eakd.analysis.making import Made, Request, draw_all, insert, make, write_pages
 from eakd.analysis.retraining import recording, retrained, retraining
 from eakd.analysis.runs import Runs, as_run, glob_runs
@@ -103,7 +111,11 @@ def check(config: DictConfig) -> Request:
         )
     protocol = config.protocol or "authors"
     standard = "runs" if config.runs is not None else f"{protocol}-{config.scale}"
-    groups = {key: node for key in config if isinstance(node := plain(config[key]), dict)}
+    if config.retrain and config.runs is not None:
+        raise UserError(
+            "retrain: found true with runs=…, allowed is true without: only the runs of a figure's "
+            "plan are known well enough to be trained again"
+        )
     return Request(
         output_root=str(config.output_root),
         label=str(config.label or standard),
@@ -111,10 +123,15 @@ def check(config: DictConfig) -> Request:
         draw=config.draw,
         formats=formats,
         width=width,
-        groups=groups,
+        groups=groups_of(config),
         about={} if config.runs is not None else {"protocol": protocol, "scale": config.scale},
         into=config.into,
     )
+
+
+def groups_of(config: DictConfig) -> dict[str, dict[str, Any]]:
+    """``{group: {setting: value or None}}``, see `Figure.settings_with`."""
+    return {str(key): node for key in config if isinstance(node := plain(config[key]), dict)}
 
 
 def chosen(config: DictConfig) -> list[Figure]:
@@ -135,7 +152,8 @@ def plans_of(figures: Sequence[Figure], config: DictConfig) -> dict[str, Plan]:
     composed: Composed = {}
     plans = {}
     for each in figures:
-        key = repr((each.runs, each.control, "samples" in each.needs))
+        moments = moments_of(each.settings_with(groups_of(config)))
+        key = repr((each.runs, each.control, {"samples", "snapshots"} & {*each.needs}, moments))
         if key in known:
             table = replace(known[key].table, name=f"figure {each.name}", title=each.title)
             plans[each.name] = replace(known[key], table=table)
@@ -163,7 +181,7 @@ def plan_of(figure: Figure, config: DictConfig, composed: Composed | None = None
     if config.seeds is None and config.scale == "smoke" and "seeds" not in figure.runs:
         config = OmegaConf.merge(config, {"seeds": SMOKE_SEEDS})
     plan = plan_as_typed(figure.table(pairs, config.control), config, composed)
-    return recording(plan, figure.needs)
+    return recording(plan, figure.needs, moments_of(figure.settings_with(groups_of(config))))
 
 
 def finished(plan: Plan, states: dict[Path, State]) -> Runs:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eakd.analysis.labels import place_texts
-from eakd.analysis.marks import bars_of, draw_series, marks
+from eakd.analysis.marks import MANY, bars_of, draw_series, is_cloud, marks
 from eakd.analysis.result import Panel, Result
 from eakd.plotting import SOFT, WIDTHS, lay_out, new_figure
 
@@ -41,6 +41,7 @@ def draw(result: Result, width: float | None = None) -> Figure:
     ]
     figure = new_figure(width, sum(heights))
     looks = marks(panels)
+    raster = sum(len(each.x) for panel in panels for each in panel.series if is_cloud(each)) > MANY
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     handles: list[dict[str, Any]] = []
     for place, panel in enumerate(panels):
@@ -50,10 +51,10 @@ def draw(result: Result, width: float | None = None) -> Figure:
             _pictures(figure, spec, panel, letter)
         else:
             axes = figure.add_subplot(spec)
-            handles.append(_panel(axes, panel, looks, letter, width / columns))
+            handles.append(_panel(axes, panel, looks, letter, width / columns, raster))
     lines = _legends(figure, handles, width)
     figure.set_figheight(figure.get_figheight() + LINE * lines)
-    if len(result.about.get("seeds", ())) == 1:
+    if len(result.about.get("shown_seeds") or result.about.get("seeds", ())) == 1:
         figure.supxlabel("one seed", x=0.995, ha="right", fontsize=6.5, color=SOFT)
     lay_out(figure)
     for axes in _charts(figure):
@@ -89,7 +90,7 @@ def _across(count: int) -> int:
 
 
 def _panel(
-    axes: Axes, panel: Panel, looks: dict[str, Any], letter: str, width: float
+    axes: Axes, panel: Panel, looks: dict[str, Any], letter: str, width: float, raster: bool
 ) -> dict[str, Any]:
     if panel.surface is not None:
         _surface(axes, panel)
@@ -97,7 +98,7 @@ def _panel(
     bars = bars_of(panel.series)
     # Lines above bands of other series, references below all.
     for place, series in enumerate(panel.series):
-        handle = draw_series(axes, series, looks.get(series.name), bars.get(place, (0, 1)))
+        handle = draw_series(axes, series, looks.get(series.name), bars.get(place, (0, 1)), raster)
         if handle is not None and series.label != "":
             found.setdefault(handle.get_label(), handle)
     names = {"xlabel": _x_name(panel, width), "ylabel": _wrapped(panel.y, _inside(panel, width))}
@@ -158,7 +159,8 @@ def _surface(axes: Axes, panel: Panel) -> None:
     x, y, z = (np.asarray(each, dtype=float) for each in panel.surface)
     axes.grid(visible=False)
     if panel.surface_style == "heat":
-        drawn = axes.pcolormesh(x, y, z, rasterized=True, shading="nearest")
+        low, high = panel.levels or (None, None)
+        drawn = axes.pcolormesh(x, y, z, rasterized=True, shading="nearest", vmin=low, vmax=high)
         axes.figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=25)
         return
     levels: Any = 10 if panel.levels is None else sorted(panel.levels)

@@ -129,7 +129,7 @@ def embedding(
         columns=min(3, len(panels)),
         numbers=numbers,
         tests=tests,
-        shows=_shows(last, numbers),
+        shows=_shows(last, numbers, "perplexities and class choices" if others else "perplexities"),
         not_shows=_not_shows(last, separation, tests),
         notes=(
             f"t-SNE of the pooled features of the {split} images of {len(chosen)} classes "
@@ -139,7 +139,11 @@ def embedding(
             *opened.notes,
         ),
         about=opened.about(runs, split, teacher)
-        | {"entropy_temperature": runs[0].entropy_temperature, "embedding": made.about},
+        | {
+            "entropy_temperature": runs[0].entropy_temperature,
+            "embedding": made.about,
+            "shown_seeds": sorted({each.seed for each in shown}),
+        },
         arrays={f"embedding.{each.key}": made.points(each.answers, *choices[0]) for each in shown},
     )
 
@@ -264,16 +268,13 @@ def _boundary(
     }
 
 
-def _shows(last: Sequence[Shown], numbers: Mapping[str, float]) -> str:
+def _shows(last: Sequence[Shown], numbers: Mapping[str, float], varied: str) -> str:
     texts = [
         f"{display(each.name)} {numbers[f'ch.{each.name}']:.4g} "
         f"(from {numbers[f'ch.{each.name}.low']:.4g} to {numbers[f'ch.{each.name}.high']:.4g})"
         for each in last
     ]
-    return (
-        "CH index of the embedding, and its range over perplexities and class choices: "
-        f"{', '.join(texts)}."
-    )
+    return f"CH index of the embedding, and its range over {varied}: {', '.join(texts)}."
 
 
 def _not_shows(

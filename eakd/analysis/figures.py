@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eakd.analysis.result import Result
+from eakd.analysis.retraining import both
 from eakd.analysis.runs import Run, Runs
 from eakd.errors import UserError, check_choice, nearest, shortened
 from eakd.places import config_folders, read_yaml
@@ -225,13 +226,9 @@ def merged(plans: Iterable[Plan]) -> Plan:
             known = cells.get(cell, {})
             if any(jobs[s].directory != known[s].directory for s in set(jobs) & set(known)):
                 cell, known = replace(cell, variant=f"{cell.variant} ({plan.table.name})"), {}
-            # Of equal runs the one that records more, see `eakd.analysis.retraining.recording`.
-            more = {
-                seed: job
-                for seed, job in jobs.items()
-                if seed not in known or len(job.overrides) > len(known[seed].overrides)
+            cells[cell] = known | {
+                seed: both(known[seed], job) if seed in known else job for seed, job in jobs.items()
             }
-            cells[cell] = {**known, **more}
     table = plans[0].table
     if len(plans) > 1:
         table = replace(table, name=f"{plans[0].table.name} and {len(plans) - 1} more")
@@ -239,6 +236,11 @@ def merged(plans: Iterable[Plan]) -> Plan:
     return replace(
         plans[0], table=table, seeds=seeds, teachers=tuple(teachers.values()), cells=cells
     )
+
+
+def moments_of(settings: Mapping[str, Any]) -> Sequence[float]:
+    """The epochs, or fractions of a run, whose snapshots a figure needs."""
+    return settings.get("epochs") or settings.get("snapshots") or ()
 
 
 def lacking(run: Run, figure: Figure, settings: Mapping[str, Any]) -> str | None:
@@ -251,7 +253,7 @@ def lacking(run: Run, figure: Figure, settings: Mapping[str, Any]) -> str | None
     if "weights" in figure.needs and not (folder / "last.safetensors").is_file():
         return "no last.safetensors"
     if "snapshots" in figure.needs:
-        wanted = settings.get("epochs") or settings.get("snapshots") or ()
+        wanted = moments_of(settings)
         epochs = {max(1, round(v * run.epochs)) if v < 1 else int(v) for v in wanted if v != 1}
         gone = [
             str(epoch)

@@ -16,6 +16,7 @@ from eakd.analysis.figures import Figure, lacking
 from eakd.analysis.marks import display
 from eakd.analysis.page import Shown, block, caption, shown, write_index
 from eakd.analysis.result import Result
+from eakd.analysis.retraining import FOLDER
 from eakd.analysis.runs import Run, Runs
 from eakd.analysis.statements import lines
 from eakd.analysis.write import is_current, read_result, write_page, write_result
@@ -31,7 +32,9 @@ from eakd.workers import in_processes
 
 log = logging.getLogger(__name__)
 
-SMALL_DPI = 110  # of pictures in documents
+SMALL = 60_000  # bytes of a picture in a document, as far as it stays legible
+# Dots an inch and colours, the first that are small enough.
+SMALLER = ((110, 64), (110, 32), (100, 32), (90, 32), (80, 24))
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,12 @@ def _result(
 ) -> Result:
     settings = figure.settings_with(request.groups)
     usable, notes = usable_runs(figure, runs, settings)
+    notes += runs.left_out
     if plan is not None:
         notes += missing_seeds(usable, plan)
+    again = sum(FOLDER in run.directory.parts for run in usable)
+    if again:
+        notes.append(f"{again} of {len(usable)} runs were trained again for what they record.")
     made_from = {
         "kind": figure.kind,
         "code": figure.code,
@@ -242,15 +249,18 @@ def insert(made: Sequence[Made], request: Request) -> None:
 
 
 def small_png(result: Result, width: float | None = None) -> bytes:
-    """A picture for documents, in few colours: some tens of kilobytes."""
+    """A picture for documents, in few colours: `SMALL` if it can be."""
     from PIL import Image
 
     from eakd.analysis.draw import draw
     from eakd.plotting import image, style
 
     with style():
-        content = image(draw(result, width), "png", dpi=SMALL_DPI)
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
-    buffer = io.BytesIO()
-    picture.quantize(64).save(buffer, format="png", optimize=True)
+        figure = draw(result, width)
+        for dots, colours in SMALLER:
+            picture = Image.open(io.BytesIO(image(figure, "png", dpi=dots))).convert("RGB")
+            buffer = io.BytesIO()
+            picture.quantize(colours).save(buffer, format="png", optimize=True)
+            if buffer.tell() <= SMALL:
+                break
     return buffer.getvalue()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GREYS = {"teacher": "#4d4d4d"}
 CLASSES = (*COLOURS[:6], "#8c8c8c", "#7b4fa3", "#000000", "#c9b400")  # ten classes
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-MANY = 2000  # points of a cloud from which it is embedded as an image, with vector axes
+MANY = 2000  # points of a picture's clouds from which they are embedded as images, in vector axes
 
 
 class Mark(NamedTuple):
@@ -69,12 +69,20 @@ KNOWN = {
 }  # fmt: skip
 
 
-def draw_series(axes: Axes, series: Series, mark: Mark | None, bar: tuple[int, int]) -> Any:
+def is_cloud(series: Series) -> bool:
+    """Whether it is points without lines, of which there may be many."""
+    return series.style in ("points", "rings")
+
+
+def draw_series(
+    axes: Axes, series: Series, mark: Mark | None, bar: tuple[int, int], raster: bool = False
+) -> Any:
     """Draw one series but the texts at it, see `place_texts`; what a legend shows, or ``None``.
 
     Args:
         mark: ``None`` for references.
         bar: which of how many series of bars it is.
+        raster: embed clouds as images.
     """
     x, y = np.asarray(series.x), np.asarray(series.y)
     label = series.label or display(series.name)
@@ -85,9 +93,9 @@ def draw_series(axes: Axes, series: Series, mark: Mark | None, bar: tuple[int, i
     if series.style == "bars":
         return _bars(axes, series, x, y, mark, label, *bar)
     if series.style == "points" and series.color is not None:
-        return _colored(axes, series, x, y)
-    if series.style in ("points", "rings"):
-        return _points(axes, series, x, y, mark, label)
+        return _colored(axes, series, x, y, raster)
+    if is_cloud(series):
+        return _points(axes, series, x, y, mark, label, raster)
     if series.style == "arrow":
         arrow = {"arrowstyle": "-|>", "color": mark.colour, "linewidth": 0.8, "shrinkA": 3.5,
                  "shrinkB": 3.5, "mutation_scale": 6}  # fmt: skip
@@ -135,7 +143,9 @@ def _bars(
     )  # fmt: skip
 
 
-def _points(axes: Axes, series: Series, x: Any, y: Any, mark: Mark, label: str) -> Any:
+def _points(
+    axes: Axes, series: Series, x: Any, y: Any, mark: Mark, label: str, raster: bool
+) -> Any:
     rings = series.style == "rings"
     hollow = rings or not mark.filled
     colour = INK if rings else mark.colour
@@ -147,14 +157,14 @@ def _points(axes: Axes, series: Series, x: Any, y: Any, mark: Mark, label: str) 
     drawn = axes.scatter(
         x, y, s=size, marker="o" if rings else mark.marker, label=label, zorder=2.1 if rings else 2,
         facecolors="none" if rings else "white" if hollow else colour, edgecolors=colour,
-        linewidths=(0.5 if rings else 0) if many else 0.9, rasterized=len(x) > MANY,
+        linewidths=(0.5 if rings else 0) if many else 0.9, rasterized=raster,
     )  # fmt: skip
     _write(axes, series, x, y, INK)
     return drawn
 
 
-def _colored(axes: Axes, series: Series, x: Any, y: Any) -> None:
-    drawn = axes.scatter(x, y, s=5, c=series.color, linewidths=0, rasterized=len(x) > MANY)
+def _colored(axes: Axes, series: Series, x: Any, y: Any, raster: bool) -> None:
+    drawn = axes.scatter(x, y, s=5, c=series.color, linewidths=0, rasterized=raster)
     bar = axes.figure.colorbar(drawn, ax=axes, shrink=0.9, aspect=25, label=series.label or "")
     bar.outline.set_linewidth(0.4)
 

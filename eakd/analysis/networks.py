@@ -99,7 +99,9 @@ class Networks:
             load_weights(model, path)
         except UserError as error:
             reason = str(error).removeprefix(f"{path}: ")
-            raise Unusable(f"{path}: damaged ({reason}); retrain=true replaces it") from error
+            raise Unusable(
+                f"{path}: damaged ({reason}); delete it, and retrain=true trains its run again"
+            ) from error
         return self.compute.move(model.eval().requires_grad_(False))
 
     def teacher(self, run: Run, fold: bool | None = None) -> nn.Module:

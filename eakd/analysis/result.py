@@ -50,7 +50,7 @@ class Panel:
         surface: ``(x (k,), y (m,), z (m, k))`` under them, as contours or a heat map; ``None``
             mostly.
         surface_style: ``contour`` (lines with numbers), ``filled`` or ``heat``.
-        levels: of contours; ``None`` for ten.
+        levels: of contours; ``None`` for ten. Of a heat map, both ends of its scale.
         pictures: ``(n, h, w, 3)`` uint8 with one of ``captions`` each, in place of axes.
         log: which axes are logarithmic: ``""``, ``x``, ``y`` or ``xy``.
         x_ticks: ``{position: text}`` where numbers would not say it.
@@ -86,7 +86,7 @@ class Result:
         shows, not_shows: one sentence each, with numbers: what it shows, and what it does not.
         notes: further sentences of the caption: readings that were chosen, seeds that are missing.
         about: ``seeds, epochs, samples, split, entropy_temperature, protocol, device, commit,
-            versions``, as far as they apply.
+            versions``, as far as they apply; ``shown_seeds`` where the picture has fewer of them.
         arrays: further arrays worth keeping, which no panel draws.
     """
 

@@ -7,14 +7,17 @@ and say so.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from eakd.reproduce.overrides import read
 from eakd.reproduce.plan import Job, Plan
 from eakd.training.hints import written
 
 FOLDER = "retrained"
+SNAPSHOT_KEY = "record.snapshots="
+USUAL = (0.1667, 0.5)  # what every run keeps, by configs/train.yaml
 
 
 def retrained(directory: Path, output_root: str) -> Path:
@@ -23,24 +26,54 @@ def retrained(directory: Path, output_root: str) -> Path:
     return root / FOLDER / directory.relative_to(root)
 
 
-def recording(plan: Plan, needs: Collection[str]) -> Plan:
-    """The plan, whose students also record the values of single samples where they are needed.
+def recording(plan: Plan, needs: Collection[str], moments: Sequence[float] = ()) -> Plan:
+    """The plan, whose students also record what a figure needs beyond what every run records.
 
     What a run records is no part of its identity: it stays the run that other figures share.
+
+    Args:
+        needs: of the figure.
+        moments: epochs, or fractions of a run, whose snapshots it needs.
     """
-    if "samples" not in needs:
+    more = []
+    if "samples" in needs:
+        more.append("record.samples=all")
+    if "snapshots" in needs and not set(moments) <= {*USUAL, 1}:
+        more.append(_snapshots({*USUAL, *moments} - {1}))
+    if not more:
         return plan
     cells = {
-        cell: {seed: _recorded(job) for seed, job in jobs.items()}
+        cell: {seed: _with(job, more) for seed, job in jobs.items()}
         for cell, jobs in plan.cells.items()
     }
     return replace(plan, cells=cells)
 
 
-def _recorded(job: Job) -> Job:
-    if any(text.startswith("record.samples=") for text in job.overrides):  # as the user wants it
-        return job
-    return replace(job, overrides=(*job.overrides, "record.samples=all"))
+def both(one: Job, other: Job) -> Job:
+    """The same run of two figures' plans, which records what either needs."""
+    added = [text for text in other.overrides if text.startswith("record.")]
+    mine, theirs = (_moments(job.overrides) for job in (one, other))
+    if mine and theirs:
+        kept = tuple(text for text in one.overrides if not text.startswith(SNAPSHOT_KEY))
+        one = replace(one, overrides=(*kept, _snapshots(mine | theirs)))
+    return _with(one, added)
+
+
+def _snapshots(moments: Iterable[float]) -> str:
+    return f"{SNAPSHOT_KEY}[{','.join(f'{each:g}' for each in sorted(moments))}]"
+
+
+def _moments(overrides: Iterable[str]) -> set[float]:
+    """Those of ``record.snapshots=[…]``, as `_snapshots` or a user wrote it."""
+    texts = [text for text in overrides if text.startswith(SNAPSHOT_KEY)]
+    return {float(each) for text in texts for each in read(text).value()}
+
+
+def _with(job: Job, more: Iterable[str]) -> Job:
+    """The job with further words; one that has a word for the same key keeps it."""
+    known = {text.partition("=")[0] for text in job.overrides}
+    added = [text for text in more if text.partition("=")[0] not in known]
+    return replace(job, overrides=(*job.overrides, *added))
 
 
 def retraining(plan: Plan, directories: Collection[Path], output_root: str) -> Plan:
@@ -59,6 +92,7 @@ def retraining(plan: Plan, directories: Collection[Path], output_root: str) -> P
 def _again(job: Job, output_root: str) -> Job:
     kept = [text for text in job.overrides if not text.startswith("output_root=")]
     root = written(str(Path(output_root) / FOLDER))
+    kept = [text for text in kept if not text.startswith("record.dynamics=")]
     more = (f"output_root={root}", "record.dynamics=true")
     return replace(
         job,

@@ -140,17 +140,21 @@ def shows(numbers: Mapping[str, float]) -> str:
             pair = key.removeprefix("pairs.")
             name, other = pair.split("-")
             texts.append(
-                f"{display(name)} {numbers[f'variance.{name}']:.4g} against {display(other)} "
-                f"{numbers[f'variance.{other}']:.4g} (mean), smaller in "
+                f"{_ranged(numbers, name)} against {_ranged(numbers, other)}, smaller in "
                 f"{numbers[f'smaller.variance.{pair}']:.0f} of {count:.0f} seeds × draws"
             )
     if not texts:
-        texts = [
-            f"{display(key.removeprefix('variance.'))} {value:.4g}"
-            for key, value in numbers.items()
-            if key.startswith("variance.") and key.count(".") == 1
-        ]
-    return f"Variance of the loss surface after the last epoch: {'; '.join(texts)}."
+        names = [key.removeprefix("variance.") for key in numbers if key.startswith("variance.")]
+        texts = [_ranged(numbers, name) for name in names if "." not in name]
+    return (
+        "Variance of the loss surface after the last epoch, mean and range over seeds and draws: "
+        f"{'; '.join(texts)}."
+    )
+
+
+def _ranged(numbers: Mapping[str, float], name: str) -> str:
+    mean, low, high = (numbers[f"variance.{name}{end}"] for end in ("", ".low", ".high"))
+    return f"{display(name)} {mean:.4g} ({low:.4g} to {high:.4g})"
 
 
 def not_shows(numbers: Mapping[str, float], measures: Mapping[Key, Mapping[str, float]]) -> str:

@@ -83,10 +83,13 @@ class Runs(Sequence[Run]):
     Attributes:
         names: methods in drawing order: as ``order`` says, then by name, a plain method before its
             EA form and that before its controls.
+        left_out: a sentence for each directory that holds a run which cannot be used.
     """
 
-    def __init__(self, runs: Iterable[Run], order: Sequence[str] = ()):
-        found = list(runs)
+    def __init__(
+        self, runs: Iterable[Run], order: Sequence[str] = (), left_out: Sequence[str] = ()
+    ):
+        found, self.left_out = list(runs), list(left_out)
         known = {run.method for run in found}
         rest = sorted(known - set(order), key=_plain_first)
         self.names: list[str] = [name for name in order if name in known] + rest
@@ -144,7 +147,7 @@ class Runs(Sequence[Run]):
     def only(self, names: Iterable[str]) -> Runs:
         """The runs of some methods."""
         wanted = set(names)
-        return Runs((run for run in self._runs if run.method in wanted), self.names)
+        return Runs((run for run in self._runs if run.method in wanted), self.names, self.left_out)
 
 
 def _plain_first(name: str) -> tuple[str, int, str]:
@@ -189,15 +192,20 @@ def glob_runs(pattern: str, by: Sequence[str] = (), order: Sequence[str] = ()) -
     """
     check_text("runs", pattern)
     places = map(Path, glob.glob(pattern, recursive=True))
-    found, _ = find_runs(place for place in places if place.is_dir())
+    found, gone = find_runs(place for place in places if place.is_dir())
+    reasons = [f"{one_line(path)}: {reason}" for path, reason in gone.items()]
     if not found:
-        raise UserError(f"runs: found no finished run in {pattern!r}, allowed is a glob of runs")
+        first = f" ({reasons[0]})" if reasons else ""
+        raise UserError(
+            f"runs: found no finished run in {pattern!r}{first}, allowed is a glob of runs"
+        )
 
     def variant(run: dict[str, Any]) -> str:
         known = facts(run)
         return ", ".join(f"{key.rpartition('.')[2]}={known[key]}" for key in by if key in known)
 
-    runs = Runs((as_run(run, variant(run)) for run in found), order)
+    told = [f"Left out: {reason}." for reason in reasons]
+    runs = Runs((as_run(run, variant(run)) for run in found), order, told)
     _ = runs.pair
     known = {key for run in found for key in facts(run)}
     check_groups(found, ["method", *(key for key in by if key in known)])

@@ -98,6 +98,7 @@ def cka(
             y="teacher's stage",
             surface=(columns, rows, matrix),
             surface_style="heat",
+            levels=(0.0, 1.0),  # one scale, so that methods can be compared by eye
             x_ticks={float(x): _stage(int(x), len(columns)) for x in columns},
         )
     last = {name: float(np.mean([*s.values()], axis=0)[-1, -1]) for name, s in found.items()}
@@ -113,6 +114,7 @@ def cka(
         notes=("Unbiased estimate over batches; the mean over seeds.", *networks.notes),
         about={
             "seeds": sorted({seed for seeds in found.values() for seed in seeds}),
+            "epochs": sorted({run.epochs for run in runs}),
             "split": split,
             "device": str(networks.compute.device),
             "precision": networks.compute.precision,

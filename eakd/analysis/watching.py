@@ -15,6 +15,7 @@ from eakd.analysis.runs import Run, Runs, open_run
 from eakd.errors import UserError, check_number, check_text
 from eakd.plotting import has_matplotlib, image, style
 from eakd.reproduce.escaping import one_line, printable
+from eakd.training.lock import read_owner
 
 
 def draw_run(figure: Figure, request: Request, pattern: Any, watch: float) -> str:
@@ -33,7 +34,7 @@ def draw_run(figure: Figure, request: Request, pattern: Any, watch: float) -> st
     while True:
         made, text = _once(figure, request, pattern)
         print(printable(text), flush=True)
-        if not watch or all(run.summary for run in made):
+        if not watch or not any(map(is_training, made)):
             return text
         time.sleep(watch)
 
@@ -52,6 +53,12 @@ def _once(figure: Figure, request: Request, pattern: str) -> tuple[list[Run], st
     draw_all(made, request)
     index = write_pages(request, figure_names())
     return runs, "\n".join([*(each.text for each in made), f"all figures: {index}"])
+
+
+def is_training(run: Run) -> bool:
+    """Whether a process still writes there: a killed or failed run never gets a summary."""
+    owner = None if run.summary else read_owner(run.directory)
+    return owner is not None and owner["alive"]
 
 
 def pictures(directory: Path) -> dict[str, bytes]:

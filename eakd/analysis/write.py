@@ -24,7 +24,8 @@ from eakd.reproduce.escaping import csv_cell, one_line
 from eakd.training.reading import read_object
 
 ARRAYS, DESCRIPTION, TABLE = "data.npz", "figure.json", "data.csv"
-COLUMNS = ("panel", "series", "seed", "x", "y", "low", "high", "value", "text")
+COLUMNS = ("panel", "series", "seed", "x", "y", "low", "high", "low2", "high2", "value", "text")
+NONE = ("",) * 4  # no bands
 
 
 def write_result(
@@ -163,22 +164,20 @@ def _rows(panel: Panel) -> Iterator[list[Any]]:
     for series in panel.series:
         name = series.label or series.name
         for i, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
-            low, high, value = (
-                _cell(None if each is None else each[i])
-                for each in (series.low, series.high, series.color)
-            )
+            more = (series.low, series.high, series.low2, series.high2, series.color)
+            cells = [_cell(None if each is None else each[i]) for each in more]
             text = series.texts[i] if series.texts else ""
-            yield [name, "", _cell(x), _cell(y), low, high, value, text]
+            yield [name, "", _cell(x), _cell(y), *cells, text]
         for seed, values in series.by_seed.items():
             for x, y in zip(series.x, values, strict=True):
-                yield [name, seed, _cell(x), _cell(y), "", "", "", ""]
+                yield [name, seed, _cell(x), _cell(y), *NONE, "", ""]
     if panel.surface is not None:
         across, up, values = panel.surface
         for i, y in enumerate(up):
             for j, x in enumerate(across):
-                yield ["surface", "", _cell(x), _cell(y), "", "", _cell(values[i, j]), ""]
+                yield ["surface", "", _cell(x), _cell(y), *NONE, _cell(values[i, j]), ""]
     for place, text in enumerate(panel.captions):
-        yield ["pictures", "", place, "", "", "", "", text]
+        yield ["pictures", "", place, "", *NONE, "", text]
 
 
 def _cell(value: Any) -> Any:
@@ -186,5 +185,6 @@ def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return ""
     if isinstance(value, np.floating):
-        return format(float(value), ".9g") if value.dtype.itemsize < 8 else repr(float(value))
+        # Numbers, not texts: a text that begins with a minus is a formula to a spreadsheet.
+        return float(f"{value:.9g}") if value.dtype.itemsize < 8 else float(value)
     return value.item() if isinstance(value, np.generic) else value

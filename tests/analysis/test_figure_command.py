@@ -13,6 +13,7 @@ from recorded import segments_of, write_run, write_trio
 
 from eakd.analysis.command import chosen, figure, plan_of
 from eakd.analysis.figures import figure_names, load_figure, merged
+from eakd.analysis.retraining import USUAL, retraining
 from eakd.analysis.runs import glob_runs, open_run
 from eakd.composing import compose
 from eakd.config import ROOT
@@ -137,7 +138,66 @@ def test_a_run_that_trains_has_a_page(tmp_path, capsys):
         run("figure=run")
 
 
+def test_a_live_page_ends_with_the_run_however_that_ends(tmp_path):
+    """A killed run never writes a summary; its lock is left behind."""
+    from eakd.analysis.watching import is_training
+    from eakd.training.lock import RunLock
+
+    directory = write_run(tmp_path, "kd", 0, lines=lambda _: {"epoch": segments_of([1] * 10)})
+    assert not is_training(open_run(directory))
+    (directory / "summary.json").unlink()
+    lock = RunLock(directory)
+    lock.acquire()
+    assert is_training(open_run(directory))
+    lock.release()
+    assert not is_training(open_run(directory))
+    words = ("figure=run", f"runs={directory}", f"output_root={tmp_path}/out", "watch=0.01")
+    assert "after epoch 4 of 4" in run(*words)
+
+
+def test_damaged_runs_of_a_glob_are_named(tmp_path):
+    write_trio(tmp_path / "runs", methods=("kd", "ea_kd"))
+    words = ("figure=3", f"runs={tmp_path}/runs/**", f"output_root={tmp_path}/out")
+    for summary in (tmp_path / "runs").glob("**/kd/seed1*/summary.json"):
+        summary.write_text("{")
+    run(*words)
+    caption = (tmp_path / "out" / "figures" / "3-runs" / "caption.md").read_text()
+    assert "kd/seed1" in caption and "damaged" in caption
+    for summary in (tmp_path / "runs").glob("**/summary.json"):
+        summary.write_text("{")
+    with pytest.raises(UserError, match=r"^runs: found no finished run in .* \(.*: damaged: .*\)"):
+        run(*words)
+
+
 # Plans
+
+
+def test_a_plan_records_the_snapshots_that_a_figure_needs(tmp_path):
+    words = [f"output_root={tmp_path}", "seeds=[0]"]
+
+    def moments(plan):
+        found = {
+            text for job in plan.students for text in job.overrides if text.startswith("record.sn")
+        }
+        return found
+
+    def plan(name, *more):
+        return plan_of(load_figure(name), compose([f"figure={name}", *words, *more], "figure"))
+
+    usual, early = plan("A2"), plan("A2", "landscape.snapshots=[0.25]")
+    assert moments(usual) == set()
+    assert moments(early) == {"record.snapshots=[0.1667,0.25,0.5]"}
+    assert [job.directory for job in usual.students] == [job.directory for job in early.students]
+    late = plan("A1b", "embedding.snapshots=[0.75]")
+    for plans in ([early, late], [late, early], [usual, early, late]):
+        assert moments(merged(plans)) == {"record.snapshots=[0.1667,0.25,0.5,0.75]"}
+    typed = 'overrides=["record.snapshots=[3]"]'
+    assert moments(plan("A2", "landscape.snapshots=[0.25]", typed)) == {"record.snapshots=[3]"}
+    assert list(USUAL) == list(compose([]).record.snapshots)
+    first = early.students[0].directory
+    (again,) = retraining(early, [first], str(tmp_path)).students
+    assert "record.snapshots=[0.1667,0.25,0.5]" in again.overrides
+    assert Path(compose(list(again.overrides)).run_dir) == again.directory != first
 
 
 def test_a_plan_shares_its_runs_with_the_tables():
@@ -302,6 +362,7 @@ def test_a_figure_of_ones_own(own_configs, tmp_path, monkeypatch):
         (["figure=3", "compute=perhaps"], r"^compute: found 'perhaps', allowed is one of None, "),
         (["figure=3", "control=1"], r"^control: found 1, allowed is true or false"),
         (["figure=3", "pairs=[a-b,c-d]"], r"^pairs: found 2 pairs, allowed is one pair"),
+        (["figure=3", "retrain=true", "runs=x"], r"^retrain: found true with runs=…, allowed is "),
         (["figure=3", "compute=false"], r"3-authors-paper/figure.json: found no file"),
         (["figure=3", "mode=plan", "scale=tiny"], r"^scale: found 'tiny', allowed is one of paper"),
     ],

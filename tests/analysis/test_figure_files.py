@@ -28,6 +28,7 @@ def everything():
         for i, kind in enumerate(styles)
     ]
     series.append(Series("kd", x, x, texts=tuple("abcde"), by_seed={0: x, 3: x + 1}))
+    series.append(Series("ea_kd", x, x, x - 2, x + 2, low2=x - 1, high2=x + 1))
     series.append(Series("cloud", x, x**2, style="points", color=np.array([0, 1, 2, 3, 4])))
     pictures = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     grid = np.linspace(0.1, 1, 4)
@@ -80,6 +81,9 @@ def test_the_table_holds_every_number_drawn(tmp_path):
     rows = list(csv.DictReader(io.StringIO(csv_table(everything()))))
     one = [row for row in rows if (row["panel"], row["series"]) == ("lines", "label 1")]
     assert [(r["x"], r["y"], r["low"], r["high"]) for r in one][2] == ("2.0", "2.0", "1.0", "3.0")
+    bands = [row for row in rows if (row["panel"], row["series"]) == ("lines", "ea_kd")]
+    assert [r["low2"] for r in bands] == ["-1.0", "0.0", "1.0", "2.0", "3.0"]
+    assert [r["high2"] for r in bands] == ["1.0", "2.0", "3.0", "4.0", "5.0"]
     seeds = {row["seed"] for row in rows if row["series"] == "kd"}
     assert seeds == {"", "0", "3"}
     surface = [row for row in rows if row["panel"] == "surface"]

@@ -53,3 +53,29 @@ def test_figures_from_nothing_and_again(tmp_path):
     (again,) = tmp_path.glob("outputs/retrained/*/*/ea_kd/seed0-*")
     assert (again / "dynamics.jsonl").read_bytes() == recorded
     assert not (kept / "dynamics.jsonl").exists()
+
+
+OTHERS = ("2b", "6", "7", "A1a", "A1b", "A2", "A3")
+EXTRAS = ("fidelity", "calibration", "cka", "gallery", "weights", "map", "trajectories")
+
+
+@pytest.mark.slow
+def test_every_other_figure_from_nothing_and_again(tmp_path):
+    """All files are there, each statement names a number, and a second call computes nothing."""
+    names = [*OTHERS, *EXTRAS]
+    words = [f"figure=[{','.join(names)}]", *SMALL[:2], 'overrides=["recipe.epochs=6"]']
+    figure(tmp_path, *words)
+    folders = [tmp_path / "outputs" / "figures" / f"{name}-authors-smoke" for name in names]
+    before = {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+    for folder in folders:
+        files = {"figure.pdf", "figure.svg", "figure.png", "figure.json", "caption.md"}
+        assert {path.name for path in folder.iterdir()} == files | {"data.csv", "data.npz"}
+        assert "one seed" in (folder / "figure.svg").read_text(), folder
+        page = json.loads((folder / "figure.json").read_text())["page"]
+        assert page["shows"] and page["not_shows"]
+        assert page["lines"] or folder.name.partition("-")[0] in EXTRAS
+        for text, _, ours, _ in page["lines"]:
+            assert ours != "–", f"{folder.name}: {text}"
+    output = figure(tmp_path, *words)
+    assert " 0 of 18 runs to do" in output and output.count("nothing changed") == len(names)
+    assert before == {path: path.read_bytes() for path in before}

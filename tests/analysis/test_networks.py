@@ -84,7 +84,9 @@ def test_a_damaged_snapshot_is_one_line_and_other_runs_go_on(runs, networks):
     assert networks.attempt(networks.answers, run, "test", 1) is None
     assert networks.attempt(networks.answers, run, "test", 1) is None
     (line,) = networks.notes
-    assert line.startswith(f"{path}: damaged (") and line.endswith("retrain=true replaces it")
+    assert line.startswith(f"{path}: damaged (") and line.endswith(
+        "delete it, and retrain=true trains its run again"
+    )
     assert "\n" not in line
     assert networks.attempt(networks.answers, other, "test", 1) is not None
 
