@@ -115,6 +115,7 @@ def proposals(
     # Of all runs but the one that is shown, no more is kept than what is drawn.
     pictures: tuple[Run, Found] | None = None
     shares: dict[str, dict[int, Shares]] = {}
+    each_image = []
     for run in runs:
         found = networks.attempt(run_regions, run, networks, images)
         if found is None:
@@ -122,7 +123,7 @@ def proposals(
         if run.method == shown and pictures is None:
             pictures = run, found
         shares.setdefault(run.method, {})[run.seed] = shares_of(found.regions, run.directory)
-        regions_each = len(found.image) / (found.image.max() + 1)
+        each_image.append(len(found.image) / (found.image.max() + 1))
     if pictures is None:
         raise UserError(networks.notes[0])
     run, found = pictures
@@ -136,7 +137,7 @@ def proposals(
             "share": share_panel(shares),
         },
         columns=3,
-        numbers=numbers_of(shares) | {"images": total, "regions": regions_each},
+        numbers=numbers_of(shares) | {"images": total, "regions": float(np.mean(each_image))},
         tests=p,
         shows=_shows(shares, {formula(each).kind for each in runs}),
         not_shows=(
@@ -145,8 +146,8 @@ def proposals(
         ),
         notes=(
             f"All regions that the trained students propose in the first {total:,} test images, "
-            f"and the annotated boxes, as in training: {regions_each:.0f} an image. Foreground has "
-            "an IoU of 0.5 or more with an annotated box.",
+            f"{np.mean(each_image):.0f} an image, among them the annotated boxes, as in training. "
+            "Foreground has an IoU of 0.5 or more with an annotated box.",
             "The weight is the run's own formula, or EA's where a run weighs all regions alike or "
             "by a control: there the weight that counted falls as the regions do.",
             "Densities have the area 1, each the mean over seeds; error bars are 95 % intervals of "
