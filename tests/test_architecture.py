@@ -79,6 +79,7 @@ ALLOWED = {
     "analysis": {
         *("errors", "files", "factors", "weighting", "plotting", "workers", *CONFIG),
         *("data", "models", "distillers", "training", "classification", "reproduce"),
+        "detection",  # the regions that a run weighs
     },
 }
 

@@ -82,23 +82,30 @@ def ask(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Arrays:
 
 
 def sample_weights(run: Run, student: Answers, teacher: Answers) -> np.ndarray:
-    """EA-KD's weight of each sample, ``(N,)``, by the τ′ and the bound of the run.
+    """The weight of each sample, ``(N,)``, by the run's `formula`.
 
     Of raw logits, also where the run standardises them for its loss.
-    Where a run weighs by another formula, that; where it weighs every sample alike, what EA would.
+    """
+    arrays = student.logits, teacher.logits, student.labels
+    return formula(run)(*map(torch.from_numpy, arrays)).numpy()
+
+
+def formula(run: Run) -> Weighting:
+    """EA-KD's weight, by the τ′ and the bound of the run.
+
+    Where a run weighs by another formula, that; where it weighs every sample alike, or another one
+    instead, what EA would.
     """
     known = run.config.get("weighting")
     settings = known if isinstance(known, dict) else {}
     kind = (MATCHED | SHUFFLED).get(settings.get("kind", "ea"), settings.get("kind", "ea"))
     own = {key: settings[key] for key in ("temperature", "gamma") if key in settings}
-    weighting = Weighting(
+    return Weighting(
         kind if kind in KINDS and kind != "uniform" else "ea",
         run.entropy_temperature,
         settings.get("max_entropy"),
         **own,
     )
-    arrays = student.logits, teacher.logits, student.labels
-    return weighting(*map(torch.from_numpy, arrays)).numpy()
 
 
 def segments(ranking: np.ndarray, count: int = SEGMENTS) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,25 +34,27 @@ def draw(result: Result, width: float | None = None) -> Figure:
     """
     panels = list(result.panels.values())
     columns = max(1, min(result.columns, len(panels)))
-    rows = math.ceil(len(panels) / columns)
+    places = _places(panels, columns)
+    rows = places[-1][0] + 1 if places else 0
     width = width or WIDTHS["single" if len(panels) == 1 else "double"]
-    heights = [
-        max(_height(p, width / columns) for p in panels[row * columns : (row + 1) * columns])
-        for row in range(rows)
-    ]
+    each = [width / (1 if panel.wide else columns) for panel in panels]
+    heights = [0.0] * rows
+    for panel, room, (row, _) in zip(panels, each, places, strict=True):
+        heights[row] = max(heights[row], _height(panel, room))
     figure = new_figure(width, sum(heights))
     looks = marks(panels)
-    raster = sum(len(each.x) for panel in panels for each in panel.series if is_cloud(each)) > MANY
+    clouds = (series for panel in panels for series in panel.series if is_cloud(series))
+    raster = sum(len(series.x) for series in clouds) > MANY
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     handles: list[dict[str, Any]] = []
     for place, panel in enumerate(panels):
-        spec = grid[place // columns, place % columns]
+        spec = grid[places[place]]
         letter = f"({chr(ord('a') + place)}) " if len(panels) > 1 else ""
         if panel.pictures is not None:
             _pictures(figure, spec, panel, letter)
         else:
             axes = figure.add_subplot(spec)
-            handles.append(_panel(axes, panel, looks, letter, width / columns, raster))
+            handles.append(_panel(axes, panel, looks, letter, each[place], raster))
     lines = _legends(figure, handles, width)
     figure.set_figheight(figure.get_figheight() + LINE * lines)
     if len(result.about.get("shown_seeds") or result.about.get("seeds", ())) == 1:
@@ -60,6 +63,18 @@ def draw(result: Result, width: float | None = None) -> Figure:
     for axes in _charts(figure):
         place_texts(axes)
     return figure
+
+
+def _places(panels: Sequence[Panel], columns: int) -> list[tuple[int, slice]]:
+    """Row and columns of each panel."""
+    row, column, found = 0, 0, []
+    for panel in panels:
+        across = columns if panel.wide else 1
+        if column + across > columns:
+            row, column = row + 1, 0
+        found.append((row, slice(column, column + across)))
+        column += across
+    return found
 
 
 def _height(panel: Panel, width: float) -> float:

@@ -20,7 +20,10 @@ from eakd.reproduce.table import DEFAULTS, Table, check_definition, make_table
 from eakd.targets import locate, returns, unknown_key
 from eakd.training.reading import DYNAMICS, SNAPSHOTS
 
-NEEDS = ("accuracy", "weights", "snapshots", "dynamics", "samples", "teacher", "speed")
+NEEDS = (
+    *("accuracy", "weights", "snapshots", "dynamics", "samples", "teacher", "speed"),
+    "regions",  # runs of detectors
+)
 TABLE_DEFAULTS: Mapping[str, Any] = {
     **DEFAULTS,
     "data": "cifar100",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from eakd.analysis.answers import Answers, ask
 from eakd.analysis.cache import Arrays, cache_folder, digest, remembered
-from eakd.analysis.runs import Run
+from eakd.analysis.runs import Run, composed
 from eakd.classification.build import DATA_KEYS, build_data, build_model
 from eakd.config import DEFAULT_TASK, plain
 from eakd.data import Pipeline
@@ -23,7 +22,7 @@ from eakd.errors import UserError, check_choice
 from eakd.models.inference import prepare_teacher
 from eakd.models.weights import load_weights
 from eakd.training.device import Compute
-from eakd.training.find_teacher import file_version, find_checkpoint, weights_digest
+from eakd.training.find_teacher import find_checkpoint, weights_digest
 from eakd.training.reading import SNAPSHOTS
 from eakd.training.recording import epoch_at
 from eakd.training.schedule import Recipe
@@ -186,26 +185,14 @@ TEACHER_ONLY = ("name", "checkpoint", "table")
 
 
 def run_config(run: Run) -> DictConfig:
-    """The composed config of a run, which says where its data and its teacher lie.
+    """The composed config of a run of images, see `composed`.
 
     Raises:
         UserError: it is not there or damaged, or the run is of no images.
     """
-    path = run.directory / ".hydra" / "config.yaml"
-    return _run_config(path, file_version(path))
-
-
-@lru_cache(maxsize=512)
-def _run_config(path: Path, _: tuple[int, ...]) -> DictConfig:
-    try:
-        config = OmegaConf.load(path)
-        task = config.data.get("task") or DEFAULT_TASK
-    except FileNotFoundError:
-        raise UserError(f"{path}: found no file, which says where data and teacher are") from None
-    except Exception as error:  # whatever YAML and OmegaConf raise
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"{path}: found a damaged file ({reason})") from error
+    config, task = composed(run)
     if task != DEFAULT_TASK:
+        path = run.directory / ".hydra" / "config.yaml"
         raise UserError(f"{path}: found a run of {task}, allowed are runs of images")
     return config
 

@@ -45,7 +45,7 @@ def gallery(
     """
     check_number("count", count, at_least=1, integer=True)
     networks = Networks(output_root, device, precision)
-    name = _choose(runs, method)
+    name = choose(runs, method)
     run, found = _first_opened(runs.of(name), networks, snapshots, split)
     teacher = networks.teacher_answers(run, split)
     count = min(count, len(teacher.labels))
@@ -117,7 +117,7 @@ def weights(
         UserError: a wrong setting, or no network that can be opened.
     """
     networks = Networks(output_root, device, precision)
-    name = _choose(runs, method)
+    name = choose(runs, method)
     first, opened = _first_opened(runs.of(name), networks, snapshots, split)
     teacher = networks.teacher_answers(first, split)
     labels, classes = teacher.labels, len(teacher.classes)
@@ -200,7 +200,7 @@ class Captions:
         before = "" if earlier is None else f"{earlier[place]:.2f} → "
         return "\n".join(
             (
-                _short(label),
+                short(label),
                 *_top("T", self.teacher, place),
                 *_top("S", self.student, place),
                 f"H_T {h_t:.2f}",
@@ -213,14 +213,20 @@ class Captions:
 def _top(who: str, answers: Answers, place: int) -> list[str]:
     p = softmax(answers.logits[place].astype(float))
     best = np.argsort(-p, kind="stable")[:TOP]
-    return [f"{who} {_short(answers.classes[label])} {100 * p[label]:.0f}" for label in best]
+    return [f"{who} {short(answers.classes[label])} {100 * p[label]:.0f}" for label in best]
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A class's name in a caption, cut off after `LETTERS`."""
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
-def _choose(runs: Runs, method: str) -> str:
+def choose(runs: Runs, method: str) -> str:
+    """The method that is shown: ``"auto"`` for the first EA form, or else one with a teacher.
+
+    Raises:
+        UserError: no run is of it, or none has a teacher.
+    """
     if method == "auto":
         weighted = [name for name in runs.names if name.startswith(EA)]
         with_teacher = [name for name in runs.names if runs.of(name)[0].teacher]

@@ -56,6 +56,7 @@ class Panel:
         x_ticks: ``{position: text}`` where numbers would not say it.
         equal: one unit is equally long on both axes.
         x_limits, y_limits: of the axes; ``None`` for what the data says.
+        wide: it has a row of the figure to itself.
     """
 
     title: str = ""
@@ -72,6 +73,7 @@ class Panel:
     equal: bool = False
     x_limits: tuple[float, float] | None = None
     y_limits: tuple[float, float] | None = None
+    wide: bool = False
 
 
 @dataclass(frozen=True)

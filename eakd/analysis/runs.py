@@ -5,16 +5,19 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, overload
 
-from eakd.config import EA, base_method
+from omegaconf import DictConfig, OmegaConf
+
+from eakd.config import DEFAULT_TASK, EA, base_method
 from eakd.errors import UserError, check_text
 from eakd.reproduce.agreement import facts
 from eakd.reproduce.comparison import find_runs, first_metric
 from eakd.reproduce.escaping import one_line
 from eakd.reproduce.groups import check_groups
+from eakd.training.find_teacher import file_version
 from eakd.training.reading import DYNAMICS, read_metrics, read_object
 
 
@@ -210,3 +213,25 @@ def glob_runs(pattern: str, by: Sequence[str] = (), order: Sequence[str] = ()) -
     known = {key for run in found for key in facts(run)}
     check_groups(found, ["method", *(key for key in by if key in known)])
     return runs
+
+
+def composed(run: Run) -> tuple[DictConfig, str]:
+    """The composed config of a run, which says where its data and teacher lie, and its task.
+
+    Raises:
+        UserError: it is not there or damaged.
+    """
+    path = run.directory / ".hydra" / "config.yaml"
+    return _composed(path, file_version(path))
+
+
+@lru_cache(maxsize=512)
+def _composed(path: Path, _: tuple[int, ...]) -> tuple[DictConfig, str]:
+    try:
+        config = OmegaConf.load(path)
+        return config, config.data.get("task") or DEFAULT_TASK
+    except FileNotFoundError:
+        raise UserError(f"{path}: found no file, which says where data and teacher are") from None
+    except Exception as error:  # whatever YAML and OmegaConf raise
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path}: found a damaged file ({reason})") from error

@@ -55,20 +55,27 @@ def read(source: Source, name: str) -> np.ndarray:
         raise UserError(str(error).replace("root:", "images:", 1)) from error
 
 
-def drawn(image: np.ndarray, boxes: np.ndarray, captions: list[str], hues: list[int]) -> np.ndarray:
+def drawn(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    captions: list[str] | None,
+    hues: list[int],
+    width: int | None = None,
+) -> np.ndarray:
     """The image with boxes and captions, later ones over earlier ones.
 
     Args:
         image: ``(H, W, 3)`` uint8.
         boxes: ``(k, 4)``, x1 y1 x2 y2 in its pixels.
-        captions, hues: of each box; hues in degrees, 0 is red.
+        captions, hues: of each box; hues in degrees, 0 is red; ``None`` for no captions.
+        width: of the lines in pixels; ``None`` for what suits the image.
     """
     from torchvision.utils import draw_bounding_boxes
 
     colours = [f"hsl({hue}, 90%, 60%)" for hue in hues]
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if len(boxes):
-        width = max(1, round(max(image.shape) / 300))
+        width = width or max(1, round(max(image.shape) / 300))
         corners: Tensor = torch.from_numpy(boxes)
         pixels = draw_bounding_boxes(pixels, corners, captions, colours, width=width)
     return pixels.permute(1, 2, 0).numpy()

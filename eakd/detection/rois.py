@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from eakd.training.find_teacher import weights_digest
 from eakd.training.reading import read_summary
 from eakd.training.run import build_compute, build_weighting
 from eakd.training.schedule import Recipe
+from eakd.weighting import Weighting
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +83,8 @@ def draw_regions(config: DictConfig) -> list[dict[str, Any]]:
     else:
         images = own_images(data, *find_images(config.images))
     for key, picture, image, batch in tqdm(images, desc="weighing", unit=" images", disable=None):
-        terms = weigh(distiller, batch, compute, progress)
-        # To the image's own pixels, each axis by its own factor, as in evaluations.
-        (height, width), size = image.shape[:2], batch.sizes[0]
-        scale = np.array([width, height] * 2) / np.array([*size[::-1]] * 2)
-        rows = [{**key, **row} for row in heaviest(terms, scale, names, most)]
+        regions = weighed(weigh(distiller, batch, compute, progress), batch)
+        rows = [{**key, **row} for row in heaviest(regions, names, most)]
         save(coloured(image, rows), out / picture)
         found, count = found + rows, count + 1
     write_json(out / "rois.json", found)
@@ -128,20 +126,25 @@ def read_run(config: DictConfig) -> DictConfig:
 
 
 def open_run(
-    made: DictConfig, directory: Path, compute: Compute
+    made: DictConfig,
+    directory: Path,
+    compute: Compute,
+    weighting: Weighting | None = None,
+    key: str = "run",
 ) -> tuple[RegionDistiller, BoxPipeline]:
     """The method around the trained networks of a run, and its data, image by image.
+
+    Args:
+        made: the config of the run.
+        weighting: in place of the run's own.
+        key: of the command, that errors name.
 
     Raises:
         UserError: something of it is not there, or is not what the run was made from.
     """
     summary = read_summary(directory) or {}
     path = find_weights(made, "teacher", entry={})  # it was there: nothing is downloaded
-    made = made.copy()
-    # Without keys that others, such as load.root, were resolved from.
-    kept = {k: v for k, v in plain(made.data).items() if k in DATA_KEYS}
-    made.data = {**kept, "eval_batch_size": 1}
-    data = build_data(made, made.seed, compute, Recipe(epochs=1, batch_size=1))
+    data = open_data(made, compute)
     for name, found in (
         ("teacher_digest", weights_digest(path)),
         ("data_fingerprint", data.fingerprint),
@@ -149,27 +152,36 @@ def open_run(
         if summary.get(name, found) != found:
             other = f"another teacher in {path}" if name == "teacher_digest" else "other data"
             raise UserError(
-                f"run: found {other} ({found[:12]}) than {directory} was made from "
+                f"{key}: found {other} ({found[:12]}) than {directory} was made from "
                 f"({summary[name][:12]}), allowed is the same"
             )
     # A run's student is a model as any other: its first weights are not fetched again.
     student, weights = build_detector(made.student, "model", data), directory / "last.safetensors"
     if not weights.is_file():
-        raise UserError(f"run: found no file {weights}, allowed is a run with its weights")
+        raise UserError(f"{key}: found no file {weights}, allowed is a run with its weights")
     load_weights(student, weights)
     teacher = build_detector(made.teacher, "teacher", data)
     networks = {
         "student": compute.place(student),
         "teacher": open_teacher(teacher, path, data, compute, made.fold_batchnorm),
-        "weighting": build_weighting(made, compute),
+        "weighting": weighting or build_weighting(made, compute),
     }
     distiller = build(made.distiller, "distiller", Distiller, **networks)
     if not isinstance(distiller, RegionDistiller):
         raise UserError(
-            f"run: found a run of {type(distiller).__name__}, which weighs no regions, allowed is "
-            "one of a RegionDistiller, such as distiller=detection/ea_kd"
+            f"{key}: found a run of {type(distiller).__name__}, which weighs no regions, allowed "
+            "is one of a RegionDistiller, such as distiller=detection/ea_kd"
         )
     return compute.move(distiller).eval(), data
+
+
+def open_data(made: DictConfig, compute: Compute) -> BoxPipeline:
+    """The data of a run from its config, image by image."""
+    made = made.copy()
+    # Without keys that others, such as load.root, were resolved from.
+    kept = {k: v for k, v in plain(made.data).items() if k in DATA_KEYS}
+    made.data = {**kept, "eval_batch_size": 1}
+    return build_data(made, made.seed, compute, Recipe(epochs=1, batch_size=1))
 
 
 Item = tuple[dict[str, Any], Path, np.ndarray, BoxBatch]  # facts, picture, image, alone in a batch
@@ -222,29 +234,54 @@ def weigh(
     return terms
 
 
-def heaviest(
-    terms: RegionTerms, scale: np.ndarray, names: list[str], most: int
-) -> list[dict[str, Any]]:
+class Weighed(NamedTuple):
+    """The regions of one image, on the CPU.
+
+    Attributes:
+        boxes: ``(R, 4)`` float64, x1 y1 x2 y2 in pixels of the image.
+        weight: ``(R,)`` float64.
+        foreground: ``(R,)`` bool, regions that lie on an annotated object.
+        student, teacher: ``(R,)`` int64, the top class of each network; 0 is background.
+    """
+
+    boxes: np.ndarray
+    weight: np.ndarray
+    foreground: np.ndarray
+    student: np.ndarray
+    teacher: np.ndarray
+
+
+def weighed(terms: RegionTerms, batch: BoxBatch) -> Weighed:
+    """The weighted terms of a batch of one image, in pixels of that image."""
+    # Each axis by its own factor, as in evaluations.
+    (height, width), (old_height, old_width) = batch.original_sizes[0], batch.sizes[0]
+    scale = np.array([width, height] * 2) / np.array([old_width, old_height] * 2)
+    answers = (terms.student_logits, terms.teacher_logits)
+    return Weighed(
+        terms.boxes[0].cpu().double().numpy() * scale,
+        terms.weight.cpu().double().numpy(),
+        terms.foreground.cpu().numpy(),
+        *(x.argmax(dim=1).cpu().numpy() for x in answers),
+    )
+
+
+def heaviest(regions: Weighed, names: list[str], most: int) -> list[dict[str, Any]]:
     """The ``most`` regions of highest weight of one image, as `draw_regions` describes them.
 
     Args:
-        scale: ``(4,)``, what turns boxes of the batch into boxes of the image.
         names: of the background and of each class.
     """
-    weight = terms.weight.cpu().double()
-    order = weight.argsort(descending=True, stable=True)[:most]
-    answers = (terms.student_logits, terms.teacher_logits)
-    students, teachers = (x.argmax(dim=1).cpu()[order].tolist() for x in answers)
-    boxes = (terms.boxes[0].cpu().double()[order].numpy() * scale).tolist()
+    order = np.argsort(-regions.weight, kind="stable")[:most]
+    boxes, weight, _, student, teacher = (x[order].tolist() for x in regions)
     return [
         {
             "bbox": [x, y, right - x, bottom - y],
             "weight": value,
-            "student": names[student],
-            "teacher": names[teacher],
+            "student": names[said],
+            "teacher": names[taught],
         }
-        for (x, y, right, bottom), value, student, teacher in zip(
-            boxes, weight[order].tolist(), students, teachers, strict=True
+        for (x, y, right, bottom), value, said, taught in zip(
+            boxes, weight, student, teacher, strict=True
         )
     ]
 
@@ -255,9 +292,13 @@ def coloured(image: np.ndarray, rows: list[dict[str, Any]]) -> np.ndarray:
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
     boxes = np.array([row["bbox"] for row in rows[::-1]]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    weights = np.array([row["weight"] for row in rows[::-1]])
+    hues = hues_of(np.array([row["weight"] for row in rows[::-1]]))
+    captions = [f"{r['weight']:.2f} {r['student']} | {r['teacher']}" for r in rows[::-1]]
+    return drawn(image, factor * boxes, captions, hues)
+
+
+def hues_of(weights: np.ndarray) -> list[int]:
+    """Degrees for ``(R,)`` weights: blue for the lowest to red for the highest."""
     spread = np.ptp(weights) if len(weights) else 0
     shares = (weights - weights.min()) / spread if spread else np.ones(len(weights))
-    captions = [f"{r['weight']:.2f} {r['student']} | {r['teacher']}" for r in rows[::-1]]
-    hues = [round(BLUE * (1 - share)) for share in shares.tolist()]
-    return drawn(image, factor * boxes, captions, hues)
+    return [round(BLUE * (1 - share)) for share in shares.tolist()]

@@ -10,7 +10,7 @@ from eakd.targets import locate
 
 MODULES = (
     *("gap", "embedding", "landscape", "fidelity", "similarity", "pictures"),
-    *("maps", "trajectories"),
+    *("maps", "trajectories", "proposals"),
 )
 
 
@@ -29,4 +29,4 @@ def test_every_setting_is_in_the_file(figure):
 
 
 def test_there_are_some():
-    assert len([*files()]) == 15
+    assert len([*files()]) == 16
