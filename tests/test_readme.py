@@ -147,6 +147,9 @@ def test_help_lists_groups_and_values():
         "data: cifar10",
     ):
         assert words in text
+    text = run(["scripts/reproduce.py", "--help"]).stdout
+    assert "distiller:" not in text  # it takes no group
+    assert "mode: plan, run, status, report" in text and "reproduce.py table=2" in text
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
