@@ -169,9 +169,10 @@ def test_links_to_files_exist():
     )
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for name in re.findall(
+        names = re.findall(
             r"`((?:docs|configs|eakd|scripts|checkpoints|outputs|tests)/[\w./-]+\.\w+)`", text
-        ):
+        )
+        for name in names + re.findall(r"\]\((docs/[\w./-]+)\)", text):
             if not written_by_the_reader.search(name):
                 assert (ROOT / name).exists(), f"{page.name} names {name}"
 
