@@ -98,3 +98,8 @@ def test_wrong_names_list_the_right_ones(override, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_the_smoke_experiment_takes_the_teacher_of_the_quickstart():
+    config = compose(["experiment=smoke", "distiller=ea_dkd"])
+    assert (config.data.name, config.recipe.epochs) == ("digits_pool", 2)

@@ -6,6 +6,7 @@ The README's commands also run, shrunk to seconds, in ``test_readme.py``.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from pages import PAGES, ROOT, blocks
 
 from eakd.composing import compose
+from eakd.config import CONFIGS
 
 # Pages whose Python blocks are run by a test of their own.
 RUN_ELSEWHERE = {
@@ -155,6 +157,20 @@ def plan(name, config, tmp_path):
 
         PLANNED.add(known)
         {"reproduce": reproduce, "figure": figure}[name](config)
+
+
+HELPS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "footer:" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", HELPS, ids=lambda path: path.stem)
+def test_the_examples_of_a_help_compose(path):
+    footer = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["help"]["footer"]
+    examples = re.findall(r"^  \$\{command:(\w+)\}(.*)$", footer, re.M)
+    assert examples
+    for name, words in examples:
+        overrides = [word for word in shlex.split(words) if word != "-m"]
+        for combination in combinations(overrides):
+            compose(combination, name)
 
 
 # Python: the names that a block takes for granted, and the files

@@ -147,6 +147,9 @@ def test_help_lists_groups_and_values():
         "data: cifar10",
     ):
         assert words in text
+    text = run(["scripts/reproduce.py", "--help"]).stdout
+    assert "distiller:" not in text  # it takes no group
+    assert "mode: plan, run, status, report" in text and "reproduce.py table=2" in text
 
 
 def test_python_blocks_run(tmp_path, monkeypatch):
@@ -166,9 +169,10 @@ def test_links_to_files_exist():
     )
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for name in re.findall(
+        names = re.findall(
             r"`((?:docs|configs|eakd|scripts|checkpoints|outputs|tests)/[\w./-]+\.\w+)`", text
-        ):
+        )
+        for name in names + re.findall(r"\]\((docs/[\w./-]+)\)", text):
             if not written_by_the_reader.search(name):
                 assert (ROOT / name).exists(), f"{page.name} names {name}"
 

@@ -19,9 +19,13 @@ TYPES = {"top1": "accuracy", "top5": "top_5_accuracy", "ap": "mean_average_preci
 PAPER = "EA-KD: Entropy-based Adaptive Knowledge Distillation"
 SOFTWARE = "eakd: entropy-based adaptive knowledge distillation"
 CITATION = f"""\
-@misc{{ea_kd,
+@inproceedings{{ea_kd,
   title = {{{PAPER}}},
-  author = {{{{The authors of EA-KD}}}}
+  author = {{Su, Chi-Ping and Tseng, Ching-Hsun and Pu, Bin and Zhao, Lei and Yang, Jiewen and
+            Chen, Zhuangzhuang and Lee, Shin-Jye}},
+  booktitle = {{Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)}},
+  year = {{2025}},
+  pages = {{731--740}}
 }}
 
 @software{{eakd,

@@ -29,7 +29,7 @@ from eakd.reproduce.evaluations import (
 from eakd.reproduce.execute import run_plan
 from eakd.reproduce.plan import Plan, State, plan_as_typed
 from eakd.reproduce.progress import describe_plan
-from eakd.reproduce.speed import measure
+from eakd.reproduce.speed import measurable, measure
 from eakd.reproduce.states import read_states
 from eakd.reproduce.table import load_table, make_table
 from eakd.reproduce.table_report import markdown, summarise, write_report
@@ -73,7 +73,12 @@ def reproduce(config: DictConfig) -> str:
         measure(plan, states, config.measure, config.output_root)
     if config.mode in ("plan", "status"):
         every, grid = config.verbose, config.mode == "plan"
-        text = describe_plan(plan, states, config.output_root, every_run=every, grid=grid)
+        text = describe_plan(
+            *(plan, states, config.output_root),
+            every_run=every,
+            grid=grid,
+            measurable=grid and measurable(plan),
+        )
         text += f"\n{describe(measured)}" if measured else ""
     else:
         text = _report(plan, states, config, select, measured)

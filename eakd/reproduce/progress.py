@@ -15,6 +15,8 @@ from eakd.training.protocol import read_speeds
 from eakd.training.protocol import recorded_epochs as epochs_of
 from eakd.training.reading import read_json
 
+TOLD = ("done", "failed", "stale")  # the last two are trained again only when told
+
 
 class Estimate(NamedTuple):
     """Hours of computation that remain on a kind of device.
@@ -55,8 +57,7 @@ def recorded_epochs(
 
 def estimate(plan: Plan, states: dict[Path, State], output_root: str) -> list[Estimate]:
     """Time that remains on each kind of device on which something was timed."""
-    told = ("done", "failed", "stale")  # the last two are trained again only when told
-    remaining = [job for job in plan.jobs if states[job.directory].name not in told]
+    remaining = [job for job in plan.jobs if states[job.directory].name not in TOLD]
     using = frozenset().union(*(t.jobs for t in tables_that_pay(plan, states) if t.room))
     found = []
     for device, seconds in recorded_epochs(plan, states, output_root).items():
@@ -89,12 +90,14 @@ def describe_plan(
     *,
     every_run: bool,
     grid: bool = False,
+    measurable: bool = False,
 ) -> str:
     """The plan as text: counts, time that remains, and runs.
 
     Args:
         every_run: list every run; otherwise those that are begun and not done.
         grid: instead of the latter, methods × pairs with the number of seeds in each state.
+        measurable: where no speed is known, say how to time the runs.
     """
     table, jobs = plan.table, plan.jobs
     counts = Counter(states[job.directory].name for job in jobs)
@@ -105,11 +108,15 @@ def describe_plan(
         f"{len(plan.teachers)} of them teachers",
         "  " + ", ".join(f"{counts[name]} {name}" for name in told),
     ]
-    for device, hours, known, unknown, spared in estimate(plan, states, output_root):
+    estimates = estimate(plan, states, output_root)
+    for device, hours, known, unknown, spared in estimates:
         rest = f"; the speed of {unknown} more is not known" if unknown else ""
         rest += f"; less, for a table will answer {spared} of them" if spared else ""
         if known:
             lines.append(f"  {hours:.1f} hours remain on one {device} for {known} runs{rest}")
+    remains = any(states[job.directory].name not in TOLD for job in jobs)
+    if measurable and remains and not any(each.known for each in estimates):
+        lines.append("  no speed is known here: measure=20 times 20 steps of each kind of run")
     lines += [f"  {shared}" for shared in tables_that_pay(plan, states)]
     for job in jobs:
         name, text, _ = states[job.directory]

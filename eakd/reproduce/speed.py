@@ -47,6 +47,12 @@ def measure(plan: Plan, states: dict[Path, State], steps: int, output_root: str)
         log.info("%s: %.1f seconds an epoch", kind, seconds)
 
 
+def measurable(plan: Plan) -> bool:
+    """Whether `measure` can time the runs: whether the data set's file says what it must."""
+    facts = compose([f"data={plan.table.data}"]).data.get("plan") or {}
+    return "samples" in facts and "image_size" in facts
+
+
 def _benchmark(config: DictConfig) -> DictConfig:
     """The benchmark of a run's method and networks, computed as the run is."""
     found = compose([], "benchmark")

@@ -96,7 +96,12 @@ def test_the_card_tells_how_it_came_about(folder, finished):
     for text in (
         *("| seed | 0 |", "| best epoch chosen on | test |", '| weighting | kind="ea"'),
         *("SGD with Nesterov momentum", "`resnet8`, top-1 %", summary["teacher_digest"]),
-        *(section["weights"]["model.safetensors"], f"eakd {eakd.__version__}", "@misc", PAPER),
+        *(
+            section["weights"]["model.safetensors"],
+            f"eakd {eakd.__version__}",
+            "Su, Chi-Ping",
+            PAPER,
+        ),
     ):
         assert text in card.content, text
     assert str(finished.parents[3]) not in card.content  # nobody's folders

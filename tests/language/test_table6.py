@@ -145,7 +145,7 @@ def test_the_report_shows_both_spreads_and_says_what_is_quoted(tmp_path):
     (paper,) = [row for row in rows if row[:2] == ["ea_kd", "paper"]]
     assert paper[2] == "**24.95**"
     assert "Table 6's rows teacher, sft, kd, rkld and jsd are quotations" in text
-    assert "compared from memory" in text
+    assert "not checked against DSKD" in text
     assert "token_accuracy" not in text
 
 

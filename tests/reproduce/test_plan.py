@@ -14,7 +14,7 @@ from eakd.errors import UserError
 from eakd.reproduce.command import title
 from eakd.reproduce.plan import STATES, State, make_plan
 from eakd.reproduce.progress import describe_plan, estimate
-from eakd.reproduce.speed import measure
+from eakd.reproduce.speed import measurable, measure
 from eakd.reproduce.states import read_states, state_of
 from eakd.reproduce.table import load_table, make_table, table_names
 from eakd.training.lock import RunLock
@@ -359,6 +359,19 @@ def test_a_plan_is_a_grid_of_states(tmp_path):
         assert f"{STATES[name]} {name}" in text
     every = describe_plan(plan, states, tmp_path, every_run=True, grid=True)
     assert all(str(job.directory) in every for job in plan.jobs)
+
+
+def test_a_plan_without_a_speed_says_how_to_measure_it(one, tmp_path):
+    plan, job, _ = one
+
+    def text(state, **given):
+        states = {job.directory: State(state, "", 0)}
+        return describe_plan(plan, states, tmp_path, every_run=False, **given)
+
+    assert "measure=20" in text("to do", measurable=measurable(plan))
+    assert "measure=20" not in text("done", measurable=True)
+    assert "measure=20" not in text("to do")
+    assert not measurable(plan_of("5", tmp_path, methods=["none"]))  # boxes are not timed
 
 
 def test_the_default_protocol_is_the_data_sets_own(own_configs, tmp_path):
