@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-from eakd.config import EA, base_method
+from eakd.config import DEFAULT_TASK, EA, base_method
 from eakd.errors import UserError, check_text
+from eakd.places import read_yaml
 from eakd.reproduce.agreement import facts
 from eakd.reproduce.comparison import find_runs, first_metric
 from eakd.reproduce.escaping import one_line
@@ -56,6 +57,17 @@ class Run:
             UserError: a damaged file, named.
         """
         return read_metrics(self.directory, DYNAMICS)
+
+    @cached_property
+    def task(self) -> str:
+        """Its domain, as ``data.task`` names it; that of images where the record does not tell.
+
+        Raises:
+            UserError: a damaged file, named.
+        """
+        path = self.directory / ".hydra" / "config.yaml"
+        found = read_yaml(path) if path.is_file() else {}
+        return str((found.get("data") or {}).get("task") or DEFAULT_TASK)
 
     @property
     def entropy_temperature(self) -> float:
