@@ -79,6 +79,7 @@ ALLOWED = {
     "analysis": {
         *("errors", "files", "factors", "weighting", "plotting", "workers", *CONFIG),
         *("data", "models", "distillers", "training", "classification", "reproduce"),
+        "language",  # what language models say of answers, token by token
     },
 }
 

@@ -87,18 +87,22 @@ def sample_weights(run: Run, student: Answers, teacher: Answers) -> np.ndarray:
     Of raw logits, also where the run standardises them for its loss.
     Where a run weighs by another formula, that; where it weighs every sample alike, what EA would.
     """
+    arrays = student.logits, teacher.logits, student.labels
+    return weighting_of(run)(*map(torch.from_numpy, arrays)).numpy()
+
+
+def weighting_of(run: Run) -> Weighting:
+    """A run's own formula; EA's where it weighs every sample alike, or by a function of its own."""
     known = run.config.get("weighting")
     settings = known if isinstance(known, dict) else {}
     kind = (MATCHED | SHUFFLED).get(settings.get("kind", "ea"), settings.get("kind", "ea"))
     own = {key: settings[key] for key in ("temperature", "gamma") if key in settings}
-    weighting = Weighting(
+    return Weighting(
         kind if kind in KINDS and kind != "uniform" else "ea",
         run.entropy_temperature,
         settings.get("max_entropy"),
         **own,
     )
-    arrays = student.logits, teacher.logits, student.labels
-    return weighting(*map(torch.from_numpy, arrays)).numpy()
 
 
 def segments(ranking: np.ndarray, count: int = SEGMENTS) -> list[np.ndarray]:
