@@ -154,19 +154,15 @@ def positions(values: TokenValues, bins: str) -> tuple[np.ndarray, dict[float, s
     """``(M,)`` int64, the bin of each token's position, from 0; and what bins are called.
 
     Returns:
-        Names by the bins' places on the axis, from 1.
+        Names by the bins' places on the axis, from 1; bins that double are called by their first
+        position.
     """
     if bins == "tenths":
         # In integers, so that no rounding moves a token: the j-th of n lies in tenth ⌊10 (j-1)/n⌋.
         place = SEGMENTS * (values.position - 1) // values.lengths[values.row]
         return place, {float(each): str(each) for each in range(1, SEGMENTS + 1)}
     place = np.frexp(values.position)[1].astype(np.int64) - 1  # ⌊log₂⌋ without rounding
-    longest = int(values.position.max())
-    names = {}
-    for each in range(int(place.max()) + 1):
-        first, last = 2**each, min(2 ** (each + 1) - 1, longest)
-        names[float(each + 1)] = str(first) if first == last else f"{first}-{last}"
-    return place, names
+    return place, {float(each + 1): str(2**each) for each in range(int(place.max()) + 1)}
 
 
 def measured(
@@ -208,7 +204,7 @@ def _panel(
     series = [over_seeds(name, x, seeds) for name, seeds in by_name.items()]
     if reference is not None:
         series.append(Series("teacher", x, reference, style="reference"))
-    position = {"doubling": "position in the answer", "tenths": "tenth of the answer"}[bins]
+    position = {"doubling": "position in the answer, from", "tenths": "tenth of the answer"}[bins]
     return Panel(
         x=position if by_position else "tenth of the answers by teacher entropy",
         y=LABELS[key],
@@ -219,7 +215,7 @@ def _panel(
 
 def _said(bins: str, temperature: float, select: str) -> str:
     how = {
-        "doubling": "Positions in bins that double, counted from the answer's first token",
+        "doubling": "Positions in bins that double (1, 2-3, 4-7, …), from the answer's first token",
         "tenths": "Positions in ten equal parts of each answer",
     }[bins]
     return (
