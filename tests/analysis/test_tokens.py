@@ -237,7 +237,7 @@ def test_a_plan_is_table_6s(tmp_path):
     assert "15 runs (15 to do); needs weights, teacher" in text and "protocol default" in text
     with pytest.raises(UserError, match=r"^figure tokens: found no finished run of its plan"):
         command("figure=tokens", "mode=draw", f"output_root={tmp_path}")
-    with pytest.raises(UserError, match="tokens-default-paper/figure.json: found no file"):
+    with pytest.raises(UserError, match=r"tokens-default-paper/figure.json: found no file"):
         command("figure=tokens", "compute=false", f"output_root={tmp_path}")
 
 
