@@ -80,6 +80,7 @@ ALLOWED = {
         *("errors", "files", "factors", "weighting", "plotting", "workers", *CONFIG),
         *("data", "models", "distillers", "training", "classification", "reproduce"),
         "detection",  # the regions that a run weighs
+        "language",  # what language models say of answers, token by token
     },
 }
 

@@ -82,20 +82,16 @@ def ask(model: nn.Module, batches: Iterable[Batch], compute: Compute) -> Arrays:
 
 
 def sample_weights(run: Run, student: Answers, teacher: Answers) -> np.ndarray:
-    """The weight of each sample, ``(N,)``, by the run's `formula`.
+    """The weight of each sample, ``(N,)``, by the run's formula, see `weighting_of`.
 
     Of raw logits, also where the run standardises them for its loss.
     """
     arrays = student.logits, teacher.logits, student.labels
-    return formula(run)(*map(torch.from_numpy, arrays)).numpy()
+    return weighting_of(run)(*map(torch.from_numpy, arrays)).numpy()
 
 
-def formula(run: Run) -> Weighting:
-    """EA-KD's weight, by the τ′ and the bound of the run.
-
-    Where a run weighs by another formula, that; where it weighs every sample alike, or another one
-    instead, what EA would.
-    """
+def weighting_of(run: Run) -> Weighting:
+    """A run's own formula; EA's where it weighs every sample alike, or by a function of its own."""
     known = run.config.get("weighting")
     settings = known if isinstance(known, dict) else {}
     kind = (MATCHED | SHUFFLED).get(settings.get("kind", "ea"), settings.get("kind", "ea"))

@@ -69,7 +69,7 @@ def figure(config: DictConfig) -> str:
         try:
             plan = plans.get(each.name)
             runs = runs_of(each, plan, states, config, request)
-            made.append(make(each, request, runs, plan))
+            made.append(make(each, _at_home(each, request, config), runs, plan))
         except UserError as error:
             if len(figures) == 1:
                 raise
@@ -77,6 +77,15 @@ def figure(config: DictConfig) -> str:
             log.warning("figure %s: %s", each.name, error)
     draw_all(made, request)
     return end(made, failed, states, config, request)
+
+
+def _at_home(figure: Figure, request: Request, config: DictConfig) -> Request:
+    """The request, where nothing was typed under the protocol that the figure's own file names."""
+    own = figure.runs.get("protocol")
+    if own is None or config.runs is not None or config.protocol is not None:
+        return request
+    label = str(config.label or f"{own}-{config.scale}")
+    return replace(request, label=label, about={**request.about, "protocol": own})
 
 
 def runs_of(

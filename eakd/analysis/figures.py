@@ -253,7 +253,8 @@ def lacking(run: Run, figure: Figure, settings: Mapping[str, Any]) -> str | None
         return f"no {DYNAMICS} (recorded with record.dynamics)"
     if "samples" in figure.needs and not any((folder / "samples").glob("*.npz")):
         return "no values of single samples (recorded with record.samples)"
-    if "weights" in figure.needs and not (folder / "last.safetensors").is_file():
+    weights = (folder / "last.safetensors", folder / "last")  # language models are folders
+    if "weights" in figure.needs and not any(path.exists() for path in weights):
         return "no last.safetensors"
     if "snapshots" in figure.needs:
         wanted = moments_of(settings)

@@ -17,7 +17,7 @@ from eakd.analysis.marks import display
 from eakd.analysis.page import Shown, block, caption, shown, write_index
 from eakd.analysis.result import Result
 from eakd.analysis.retraining import FOLDER
-from eakd.analysis.runs import Run, Runs, composed
+from eakd.analysis.runs import DETECTION, Run, Runs
 from eakd.analysis.statements import lines
 from eakd.analysis.write import is_current, read_result, write_page, write_result
 from eakd.errors import UserError
@@ -32,7 +32,6 @@ from eakd.workers import in_processes
 
 log = logging.getLogger(__name__)
 
-DETECTION = "eakd.detection.Detection"  # the task of detectors
 SMALL = 60_000  # bytes of a picture in a document, as far as it stays legible
 # Dots an inch and colours, the first that are small enough.
 SMALLER = ((110, 64), (110, 32), (100, 32), (90, 32), (80, 24))
@@ -159,9 +158,9 @@ def usable_runs(figure: Figure, runs: Runs, settings: Mapping[str, Any]) -> tupl
         )
     if "regions" in figure.needs:
         for run in runs:
-            if (task := composed(run)[1]) != DETECTION:
+            if run.task != DETECTION:
                 raise UserError(
-                    f"runs: found a run of {task} in {run.directory}, allowed for figure "
+                    f"runs: found a run of {run.task} in {run.directory}, allowed for figure "
                     f"{figure.name} are runs of detectors"
                 )
     if "teacher" in figure.needs:

@@ -14,7 +14,7 @@ from torch import nn
 
 from eakd.analysis.answers import Answers, ask
 from eakd.analysis.cache import Arrays, cache_folder, digest, remembered
-from eakd.analysis.runs import Run, composed
+from eakd.analysis.runs import LANGUAGE, Run, composed
 from eakd.classification.build import DATA_KEYS, build_data, build_model
 from eakd.config import DEFAULT_TASK, plain
 from eakd.data import Pipeline
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 
-class Networks:
-    """Opens the students of runs and the teachers that they name.
+class Opening:
+    """What opening networks of runs shares, of whatever domain.
 
     Args:
         output_root: caches lie in its ``figures/cache/``.
@@ -49,7 +49,6 @@ class Networks:
         self.compute = Compute.create(device=device, precision=precision)
         self.cache = cache_folder(output_root)
         self.notes: list[str] = []
-        self._pipelines: dict[str, Pipeline] = {}
 
     def attempt(self, work: Callable[..., Found], *arguments: Any) -> Found | None:
         """``work(*arguments)``, or ``None`` and a note: one damaged file is not all of a figure."""
@@ -60,6 +59,29 @@ class Networks:
                 log.warning("%s", error)
                 self.notes.append(str(error))
             return None
+
+    def described(self, runs: Iterable[Run], split: str, samples: int) -> dict[str, Any]:
+        """What a caption says of how a figure was computed."""
+        runs = list(runs)
+        return {
+            "seeds": sorted({run.seed for run in runs}),
+            "epochs": sorted({run.epochs for run in runs}),
+            "samples": samples,
+            "split": split,
+            "device": str(self.compute.device),
+            "precision": self.compute.precision,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        }
+
+
+class Networks(Opening):
+    """Opens the students of runs of images and the teachers that they name; see `Opening`."""
+
+    def __init__(
+        self, output_root: str | Path, device: str = "auto", precision: str = "auto"
+    ) -> None:
+        super().__init__(output_root, device, precision)
+        self._pipelines: dict[str, Pipeline] = {}
 
     def data(self, run: Run) -> Pipeline:
         """The data set of a run.
@@ -164,17 +186,8 @@ class Networks:
         return run_config(run).data.get("num_classes") or self.data(run).num_classes
 
     def about(self, runs: Iterable[Run], split: str, answers: Answers) -> dict[str, Any]:
-        """What a caption says of how a figure was computed."""
-        runs = list(runs)
-        return {
-            "seeds": sorted({run.seed for run in runs}),
-            "epochs": sorted({run.epochs for run in runs}),
-            "samples": len(answers.labels),
-            "split": split,
-            "device": str(self.compute.device),
-            "precision": self.compute.precision,
-            "versions": {"torch": torch.__version__, "numpy": np.__version__},
-        }
+        """See `Opening.described`."""
+        return self.described(runs, split, len(answers.labels))
 
 
 class Unusable(UserError):
@@ -182,18 +195,22 @@ class Unusable(UserError):
 
 
 TEACHER_ONLY = ("name", "checkpoint", "table")
+SAMPLES = {DEFAULT_TASK: "images", LANGUAGE: "texts"}
 
 
-def run_config(run: Run) -> DictConfig:
-    """The composed config of a run of images, see `composed`.
+def run_config(run: Run, task: str = DEFAULT_TASK) -> DictConfig:
+    """The composed config of a run, see `composed`.
+
+    Args:
+        task: that it must be of.
 
     Raises:
-        UserError: it is not there or damaged, or the run is of no images.
+        UserError: it is not there or damaged, or the run is of another task.
     """
-    config, task = composed(run)
-    if task != DEFAULT_TASK:
+    config, found = composed(run)
+    if found != task:
         path = run.directory / ".hydra" / "config.yaml"
-        raise UserError(f"{path}: found a run of {task}, allowed are runs of images")
+        raise UserError(f"{path}: found a run of {found}, allowed are runs of {SAMPLES[task]}")
     return config
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from eakd.analysis.answers import formula
+from eakd.analysis.answers import weighting_of
 from eakd.analysis.cache import Arrays, remembered
 from eakd.analysis.comparing import differences, seeds_text
 from eakd.analysis.marks import display
@@ -139,7 +139,7 @@ def proposals(
         columns=3,
         numbers=numbers_of(shares) | {"images": total, "regions": float(np.mean(each_image))},
         tests=p,
-        shows=_shows(shares, {formula(each).kind for each in runs}),
+        shows=_shows(shares, {weighting_of(each).kind for each in runs}),
         not_shows=(
             "It does not show what a training step sees, which samples some of these regions, nor "
             "that a region with more weight is learned better."
@@ -182,7 +182,7 @@ def run_regions(run: Run, networks: Networks, images: int) -> Found:
         role: {k: v for k, v in plain(made[role]).items() if k not in TEACHER_ONLY}
         for role in ("student", "teacher")
     }
-    weighting = formula(run)
+    weighting = weighting_of(run)
     facts = {
         **roles,
         # It was there: nothing is downloaded.

@@ -20,6 +20,9 @@ from eakd.reproduce.groups import check_groups
 from eakd.training.find_teacher import file_version
 from eakd.training.reading import DYNAMICS, read_metrics, read_object
 
+# What data sets call their tasks.
+DETECTION, LANGUAGE = "eakd.detection.Detection", "eakd.language.Language"
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -59,6 +62,16 @@ class Run:
             UserError: a damaged file, named.
         """
         return read_metrics(self.directory, DYNAMICS)
+
+    @cached_property
+    def task(self) -> str:
+        """Its domain, as ``data.task`` names it; that of images where the record does not tell.
+
+        Raises:
+            UserError: a damaged file, named.
+        """
+        known = (self.directory / ".hydra" / "config.yaml").is_file()
+        return composed(self)[1] if known else DEFAULT_TASK
 
     @property
     def entropy_temperature(self) -> float:

@@ -10,6 +10,7 @@ from eakd.analysis.marks import display
 from eakd.analysis.recordings import (
     about,
     at_epochs,
+    divergence_of,
     epochs_of,
     loss_weight,
     ranking_of,
@@ -120,7 +121,8 @@ def alignment(
     """Fig. 5: how far the student is from the teacher, on easy samples, on hard ones, and on all.
 
     The divergence is what the method compares by, without the sample's weight and without
-    ``kd_weight``: for KD, KL at the loss temperature τ times τ².
+    ``kd_weight``: for KD of images, KL at the loss temperature τ times τ². Accuracy is what the
+    run's best epoch was chosen by, and left out where that is not recorded sample by sample.
 
     Args:
         by: see `ranking_of`.
@@ -128,7 +130,10 @@ def alignment(
     """
     check_choice("logarithmic", logarithmic, (True, False))
     used, notes = ranking_of(runs, by)
-    curves: dict[str, list[Series]] = {"kld_low": [], "kld_high": [], "kld": [], "accuracy": []}
+    label, words = divergence_of(runs)
+    curves: dict[str, list[Series]] = {"kld_low": [], "kld_high": [], "kld": []}
+    if not any(np.isnan(recorded(run, used, run.metric)).all() for run in runs):
+        curves["accuracy"] = []  # ROUGE-L and AP are of no single sample
     values: dict[str, dict[str, dict[int, float]]] = {key: {} for key in curves}
     for name in runs.names:
         of = runs.of(name)
@@ -138,14 +143,11 @@ def alignment(
             loss = recorded(run, used, "loss") / loss_weight(run)
             count = sizes(run, used)
             whole = (loss * count).sum(axis=1) / count.sum(axis=1)
-            accuracy = recorded(run, used, run.metric)
-            right = (accuracy * count).sum(axis=1) / count.sum(axis=1)
-            for key, each in (
-                ("kld_low", loss[:, 0]),
-                ("kld_high", loss[:, -1]),
-                ("kld", whole),
-                ("accuracy", right),
-            ):
+            of_run = {"kld_low": loss[:, 0], "kld_high": loss[:, -1], "kld": whole}
+            if "accuracy" in curves:
+                accuracy = recorded(run, used, run.metric)
+                of_run["accuracy"] = (accuracy * count).sum(axis=1) / count.sum(axis=1)
+            for key, each in of_run.items():
                 found[key][run.seed] = at_epochs(run, each, epochs)
         for key, by_seed in found.items():
             curves[key].append(over_seeds(name, epochs, by_seed))
@@ -172,7 +174,7 @@ def alignment(
         key: Panel(
             titles[key],
             "epoch",
-            "accuracy, %" if key == "accuracy" else "KLD · τ²",
+            "accuracy, %" if key == "accuracy" else label,
             tuple(series),
             log="" if key == "accuracy" else log,
         )
@@ -185,20 +187,25 @@ def alignment(
     ]
     return Result(
         panels,
-        columns=2,
+        columns=2 if len(panels) == 4 else 3,
         numbers=numbers,
         tests=p,
         shows="Raw divergence from the teacher in the last epoch, on the tenths of lowest and of "
         f"highest teacher entropy and on all samples: {'; '.join(parts)}.",
-        not_shows="All of it is measured on augmented training images while the weights change "
-        "within the epoch; it says nothing about unseen images.",
+        not_shows="All of it is measured on training samples as the epoch saw them, while the "
+        "weights change within the epoch; it says nothing about unseen samples.",
         notes=(
             *notes,
-            f"KLD at the loss temperature times its square, without weights; {BANDS}.",
+            f"{words}, without weights; {BANDS}.",
+            *([] if "accuracy" in curves else [_unmeasured(runs)]),
             *told(tests, p),
         ),
         about=about(runs),
     )
+
+
+def _unmeasured(runs: Runs) -> str:
+    return f"There is no training accuracy: {runs[0].metric} is not recorded sample by sample."
 
 
 def _same_limits(panels: dict[str, Panel]) -> dict[str, Panel]:

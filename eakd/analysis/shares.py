@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from eakd.analysis.marks import display
-from eakd.analysis.recordings import about, ranking_of, recorded, sizes, told
+from eakd.analysis.recordings import about, entropy_bound, ranking_of, recorded, sizes, told
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Runs
 from eakd.analysis.seeds import against, corrected, over_seeds
@@ -23,6 +23,8 @@ def loss_shares(
     points: int = 101,
 ) -> Result:
     """Fig. 4: which samples make the distillation loss early on, and the weight's surface.
+
+    The surface is left out where the record does not tell what its axes end at.
 
     Args:
         first: the epochs that count as early: a fraction of the run below 1, or a number of them.
@@ -60,17 +62,26 @@ def loss_shares(
         f"{numbers[f'share_high.{name}']:.1f} %"
         for name in runs.names
     ]
+    panels = {
+        "shares": Panel(
+            f"share of the distillation loss, {when}",
+            "tenth by teacher entropy, lowest first",
+            "share, %",
+            (equal, *series),
+            x_ticks={float(each): str(each) for each in x},
+        )
+    }
+    surface, said = _surface(runs, used, points), "Shares of the loss with its weight; bars"
+    if surface is not None:
+        panels["weight"], said = surface, "Left: shares of the loss with its weight, bars"
+    said += " are 95 % intervals of the mean over seeds."
+    if surface is not None:
+        said += (
+            " Right: w of Eq. 12, with the means of the ten parts in a run's first and last "
+            "epoch: the part of the surface that training visits."
+        )
     return Result(
-        {
-            "shares": Panel(
-                f"share of the distillation loss, {when}",
-                "tenth by teacher entropy, lowest first",
-                "share, %",
-                (equal, *series),
-                x_ticks={float(each): str(each) for each in x},
-            ),
-            "weight": _surface(runs, used, points),
-        },
+        panels,
         columns=2,
         numbers=numbers,
         tests=p,
@@ -79,20 +90,20 @@ def loss_shares(
         not_shows="A share of the loss is not a share of the gradient, and not what is learnt.",
         notes=(
             *notes,
-            "Left: shares of the loss with its weight, bars are 95 % intervals of the mean over "
-            "seeds. Right: w of Eq. 12, with the means of the ten parts in a run's first and last "
-            "epoch: the part of the surface that training visits.",
+            said,
             *told(tests, p, " points"),
         ),
         about=about(runs),
     )
 
 
-def _surface(runs: Runs, by: str, points: int) -> Panel:
-    """w(H_T, H_S) on [0, log C]², and where the deciles of one run lie on it."""
+def _surface(runs: Runs, by: str, points: int) -> Panel | None:
+    """w(H_T, H_S) up to the bound of both, and where the deciles of one run lie on it."""
     name = "ea_kd" if "ea_kd" in runs.names else runs.names[-1]
     run = runs.of(name)[0]
-    bound = float(np.log(run.config["data"]["num_classes"]))
+    bound = entropy_bound(run)
+    if bound is None:
+        return None
     axis = np.linspace(0, bound, points)
     teacher, student = np.meshgrid(axis, axis)
     visited = []

@@ -69,7 +69,7 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> tuple[Bui
     # The teacher's files are looked for first: reading the rows takes longer.
     where = find_teacher(config) if needs_teacher(config) else None
     if where is not None:
-        check_same_tokens(tokenizer, load_tokenizer(where, "teacher", _trusts(config.teacher)))
+        check_same_tokens(tokenizer, load_tokenizer(where, "teacher", trusts_code(config.teacher)))
     rows = load_data_rows(config, source, tokenizer)
     # Directly before the student, so that its weights depend on the seed alone.
     torch.manual_seed(config.seed)
@@ -81,7 +81,7 @@ def build_run(config: DictConfig, recipe: Recipe, compute: Compute) -> tuple[Bui
     inputs = start_digest(config)
     teacher, metrics = None, {}
     if where is not None:
-        teacher = load_model(where, "teacher", _trusts(config.teacher), compute.dtype)
+        teacher = load_model(where, "teacher", trusts_code(config.teacher), compute.dtype)
         check_model(teacher, "teacher", tokenizer, config, example)
         teacher = teacher.to(compute.device)
         inputs["teacher_digest"] = directory_digest(where)
@@ -113,7 +113,8 @@ def check_role(config: DictConfig, role: str) -> None:
         )
 
 
-def _trusts(node: DictConfig) -> bool:
+def trusts_code(node: DictConfig) -> bool:
+    """Whether a network may bring code of its own."""
     return bool(node.get("trust_remote_code", False))
 
 
@@ -122,7 +123,7 @@ def load_run_tokenizer(config: DictConfig, source: TextSource) -> Any:
     if config.data.tokenizer is not None:
         return load_tokenizer(config.data.tokenizer, "data.tokenizer")
     if config.student.get("path") is not None:
-        return load_tokenizer(config.student.path, "student.path", _trusts(config.student))
+        return load_tokenizer(config.student.path, "student.path", trusts_code(config.student))
     if source.tokenizer is not None:
         return load_tokenizer(source.tokenizer, "data.tokenizer")
     raise UserError(

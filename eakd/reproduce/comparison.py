@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import statistics
 from collections import Counter, defaultdict
@@ -146,19 +147,22 @@ def read_runs(directories: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    """Compare two ``{seed: value}`` on the seeds they share; ``None`` below two."""
+    """Compare two ``{seed: value}`` on the seeds they share; ``None`` below two.
+
+    A value that is no number counts as missing.
+    """
     from scipy import stats
 
-    seeds = sorted(set(values) & set(baseline))
-    if len(seeds) < 2:
+    both = {seed: values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())}
+    differences = [found for found in both.values() if not math.isnan(found)]
+    if len(differences) < 2:
         return None
-    differences = [values[seed] - baseline[seed] for seed in seeds]
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
     if spread <= 1e-12 * abs(mean):  # equal but for rounding: the test would divide by noise
-        return Difference(mean, mean, mean, 0.0 if mean else 1.0, len(seeds))
+        return Difference(mean, mean, mean, 0.0 if mean else 1.0, len(differences))
     test = stats.ttest_1samp(differences, 0)
     low, high = test.confidence_interval(0.95)
-    return Difference(mean, float(low), float(high), float(test.pvalue), len(seeds))
+    return Difference(mean, float(low), float(high), float(test.pvalue), len(differences))
 
 
 def compare(
