@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from eakd.analysis.marks import display
+from eakd.analysis.seeds import difference_text
 from eakd.config import EA, base_method
 from eakd.reproduce.comparison import Difference, paired_difference
+
+# What is compared, in words.
+WORDS = {
+    "slope": "trend of the spread over the run",
+    "spread.last": "spread in the last epoch",
+    "share_low": "share of the lowest tenth",
+    "share_high": "share of the highest tenth",
+    "kld": "raw KLD in the last epoch",
+    "kld_low": "raw KLD of the lowest tenth in the last epoch",
+    "kld_high": "raw KLD of the highest tenth in the last epoch",
+    "accuracy": "training accuracy in the last epoch",
+    "variability": "mean variability",
+    "within.highest": "movement of the samples of highest teacher entropy",
+}
 
 
 def comparisons(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -32,6 +48,23 @@ def differences(values: Mapping[str, Mapping[int, float]], key: str) -> dict[str
         for name, other in comparisons([*values])
     }
     return {key: difference for key, difference in found.items() if difference is not None}
+
+
+def told(tests: Mapping[str, Difference], p: Mapping[str, float], unit: str = "") -> list[str]:
+    """A sentence for each test of `differences`.
+
+    Args:
+        p: of each, after Holm.
+    """
+    sentences = []
+    for key, test in tests.items():
+        kind, _, pair = key.rpartition(".")
+        name, _, other = pair.partition("-")
+        sentences.append(
+            f"{display(name)}, {WORDS.get(kind, kind)} against {display(other)}: "
+            f"{difference_text(test, p[key], unit)}, p after Holm."
+        )
+    return sentences
 
 
 def seeds_text(count: int) -> str:

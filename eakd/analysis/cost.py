@@ -12,10 +12,10 @@ import numpy as np
 from eakd.analysis.marks import display
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
-from eakd.analysis.seeds import against, corrected, difference_text, mean_of
+from eakd.analysis.seeds import corrected, difference_text, mean_of
 from eakd.config import EA
 from eakd.errors import UserError, check_choice
-from eakd.reproduce.comparison import metrics_of
+from eakd.reproduce.comparison import metrics_of, paired_difference
 from eakd.training.protocol import device_of
 from eakd.training.reading import read_object
 
@@ -61,7 +61,9 @@ def cost(
             arrows.append(Series(base, ends, heights, style="arrow"))
             numbers[f"step_ratio.{name}"] = steps[name] / steps[base]
             numbers[f"gain.{name}"] = float(heights[1] - heights[0])
-            gains |= against({base: values[base], name: values[name]}, base)
+            found = paired_difference(values[name], values[base])
+            if found is not None:
+                gains[name] = found
     if not series:
         raise UserError(f"benchmark: found none of {', '.join(runs.names)} in {path}")
     p = corrected(gains)

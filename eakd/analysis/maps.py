@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from eakd.analysis.comparing import differences, told
 from eakd.analysis.marks import display
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
@@ -17,9 +18,8 @@ from eakd.analysis.sample_records import (
     over_epochs,
     shared_epochs,
     spread_over,
-    told,
 )
-from eakd.analysis.seeds import against, corrected
+from eakd.analysis.seeds import corrected
 from eakd.errors import UserError, check_choice, check_number
 
 # What a map may be coloured by, and what the colour bar says.
@@ -84,7 +84,7 @@ def data_map(
     # A row for each colour.
     panels = {key: panels[key] for each in colors for key in panels if key.startswith(f"{each} ")}
     numbers = means_of(by_seed)
-    tests = {f"variability.{name}": d for name, d in against(by_seed["variability"]).items()}
+    tests = differences(by_seed["variability"], "variability")
     p = corrected(tests)
     weighted = [n for n in runs.names if f"weight.ambiguous.{n}" in numbers] or runs.names[:1]
     said = "; ".join(_regions(name, numbers) for name in weighted)
@@ -107,7 +107,7 @@ def data_map(
             "(easy), highest variability (ambiguous), lowest confidence (hard); they overlap.",
             "The picture shows the lowest seed of each method"
             + (f", {points:,} samples of {samples:,}." if points < samples else "."),
-            *told("variability", tests, p),
+            *told(tests, p),
         ),
         about=about(runs, samples),
         arrays=arrays,

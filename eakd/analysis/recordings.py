@@ -12,12 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from eakd.analysis.marks import display
 from eakd.analysis.runs import DETECTION, Run, Runs
-from eakd.analysis.seeds import difference_text
 from eakd.config import DEFAULT_TASK
 from eakd.errors import UserError, check_choice
-from eakd.reproduce.comparison import Difference
 from eakd.training.reading import SEGMENTS, read_json
 
 RANKINGS = ("clean", "epoch")
@@ -156,32 +153,3 @@ def _tokens(run: Run) -> int | None:
             known = {each if isinstance(each, str) else each[0] for each in vocabulary}
             return len(known | {each["content"] for each in found.get("added_tokens", ())}) or None
     return None
-
-
-def told(tests: Mapping[str, Difference], p: Mapping[str, float], unit: str = "") -> list[str]:
-    """A sentence for each paired test against KD.
-
-    Args:
-        tests: ``{kind.method: difference}``.
-        p: of each, after Holm.
-    """
-    return [
-        f"{said(key)} against KD: {difference_text(test, p[key], unit)}, p after Holm."
-        for key, test in tests.items()
-    ]
-
-
-def said(key: str) -> str:
-    """``slope.ea_kd`` in words."""
-    kind, _, name = key.rpartition(".")
-    words = {
-        "slope": "trend of the spread over the run",
-        "spread.last": "spread in the last epoch",
-        "share_low": "share of the lowest tenth",
-        "share_high": "share of the highest tenth",
-        "kld": "raw KLD in the last epoch",
-        "kld_low": "raw KLD of the lowest tenth in the last epoch",
-        "kld_high": "raw KLD of the highest tenth in the last epoch",
-        "accuracy": "training accuracy in the last epoch",
-    }
-    return f"{display(name)}, {words.get(kind, kind)}"

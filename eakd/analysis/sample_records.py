@@ -7,11 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eakd.analysis.marks import display
 from eakd.analysis.runs import Run, Runs
-from eakd.analysis.seeds import difference_text
 from eakd.errors import UserError
-from eakd.reproduce.comparison import Difference
 from eakd.training.sample_values import read_samples, sample_epochs, sample_file
 
 
@@ -90,19 +87,6 @@ def means_of(by_seed: Mapping[str, Mapping[str, Mapping[int, float]]]) -> dict[s
         for key, methods in by_seed.items()
         for name, seeds in methods.items()
     }
-
-
-def told(kind: str, tests: Mapping[str, Difference], p: Mapping[str, float]) -> list[str]:
-    """A sentence for each paired test ``{kind.method: difference}`` against KD; p after Holm."""
-    words = {
-        "variability": "mean variability",
-        "within.highest": "movement of the samples of highest teacher entropy",
-    }
-    return [
-        f"{display(key.removeprefix(f'{kind}.'))}, {words[kind]} against KD: "
-        f"{difference_text(test, p[key])}, p after Holm."
-        for key, test in tests.items()
-    ]
 
 
 def epochs_text(epochs: Sequence[int]) -> str:

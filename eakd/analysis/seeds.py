@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eakd.analysis.result import Series
-from eakd.reproduce.comparison import Difference, paired_difference
+from eakd.reproduce.comparison import Difference
 from eakd.reproduce.table_report.numbers import holm
 
 BANDS = "bands are 95 % intervals of the mean over seeds (Student's t)"
@@ -45,25 +45,6 @@ def over_seeds(
     """
     found = mean_of(np.stack(list(by_seed.values())))
     return Series(name, np.asarray(x), *found, by_seed=by_seed, **how)  # type: ignore[arg-type]
-
-
-def against(
-    values: Mapping[str, Mapping[int, float]], baseline: str = "kd"
-) -> dict[str, Difference]:
-    """Each method's paired difference from the baseline, over the seeds that both have.
-
-    Args:
-        values: ``{method: {seed: value}}``.
-
-    Returns:
-        Of the methods that share two seeds or more with it; ``{}`` without a baseline.
-    """
-    found = {
-        name: paired_difference(dict(by_seed), dict(values[baseline]))
-        for name, by_seed in values.items()
-        if name != baseline and baseline in values
-    }
-    return {name: difference for name, difference in found.items() if difference is not None}
 
 
 def corrected(tests: Mapping[str, Difference]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from eakd.analysis.comparing import differences, told
 from eakd.analysis.marks import display
 from eakd.analysis.recordings import (
     about,
@@ -16,11 +17,10 @@ from eakd.analysis.recordings import (
     ranking_of,
     recorded,
     sizes,
-    told,
 )
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Runs
-from eakd.analysis.seeds import BANDS, against, corrected, mean_of, over_seeds
+from eakd.analysis.seeds import BANDS, corrected, mean_of, over_seeds
 from eakd.errors import check_choice, check_number
 from eakd.training.reading import SEGMENTS
 
@@ -87,8 +87,7 @@ def student_entropy(
     panels["spread"] = Panel(
         "spread over the samples", "epoch", "standard deviation, nats", tuple(series)
     )
-    tests = {f"slope.{name}": each for name, each in against(slopes).items()}
-    tests |= {f"spread.last.{name}": each for name, each in against(spreads).items()}
+    tests = differences(slopes, "slope") | differences(spreads, "spread.last")
     p = corrected(tests)
     which = {1: "lowest", SEGMENTS: "highest"}.get(segment, f"{segment}th")
     parts = [
@@ -157,11 +156,9 @@ def alignment(
         for key, by_name in values.items()
         for name, by_seed in by_name.items()
     }
-    tests = {
-        f"{key}.{name}": each
-        for key, by_name in values.items()
-        for name, each in against(by_name).items()
-    }
+    tests = {}
+    for key, by_name in values.items():
+        tests |= differences(by_name, key)
     p = corrected(tests)
     titles = {
         "kld_low": "lowest tenth of teacher entropy",

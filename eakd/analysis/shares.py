@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from eakd.analysis.comparing import differences, told
 from eakd.analysis.marks import display
-from eakd.analysis.recordings import about, entropy_bound, ranking_of, recorded, sizes, told
+from eakd.analysis.recordings import about, entropy_bound, ranking_of, recorded, sizes
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Runs
-from eakd.analysis.seeds import against, corrected, over_seeds
+from eakd.analysis.seeds import corrected, over_seeds
 from eakd.errors import check_number
 from eakd.factors import FACTORS
 from eakd.training.reading import SEGMENTS
@@ -54,8 +55,7 @@ def loss_shares(
     equal = Series("equal", np.array([0.4, SEGMENTS + 0.6]), np.array([10.0, 10.0]), label="equal",
                    style="reference")  # fmt: skip
     when = "epoch 1" if early == 1 else f"epochs 1 to {early}"
-    tests = {f"share_low.{name}": each for name, each in against(low).items()}
-    tests |= {f"share_high.{name}": each for name, each in against(high).items()}
+    tests = differences(low, "share_low") | differences(high, "share_high")
     p = corrected(tests)
     parts = [
         f"{display(name)} {numbers[f'share_low.{name}']:.1f} and "

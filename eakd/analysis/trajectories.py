@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from eakd.analysis.comparing import differences, told
 from eakd.analysis.marks import display
 from eakd.analysis.result import Panel, Result, Series
 from eakd.analysis.runs import Run, Runs
@@ -19,9 +20,8 @@ from eakd.analysis.sample_records import (
     over_epochs,
     shared_epochs,
     spread_over,
-    told,
 )
-from eakd.analysis.seeds import against, corrected
+from eakd.analysis.seeds import corrected
 from eakd.errors import check_boolean, check_number
 
 GROUPS = ("highest", "median", "lowest")
@@ -69,7 +69,7 @@ def trajectories(
         known = dict(zip(first.index.tolist(), entropy.tolist(), strict=True))
         panels |= _thumbnails(runs[0], output_root, chosen, known)
     numbers = means_of(by_seed)
-    tests = {f"within.highest.{name}": d for name, d in against(by_seed["within.highest"]).items()}
+    tests = differences(by_seed["within.highest"], "within.highest")
     p = corrected(tests)
     spread = ", ".join(
         f"{numbers[f'within.highest.{n}']:.3f} under {display(n)}" for n in runs.names
@@ -93,7 +93,7 @@ def trajectories(
             "augmentation; H_T is the mean of the teacher's over these epochs.",
             "The samples are the same in all panels, chosen by the mean of the teacher's entropy "
             f"in the run {display(runs[0].method)}, seed {runs[0].seed}.",
-            *told("within.highest", tests, p),
+            *told(tests, p),
         ),
         about=about(runs, len(entropy)),
         arrays={f"index.{group}": each for group, each in chosen.items()},

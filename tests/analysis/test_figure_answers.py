@@ -78,8 +78,8 @@ def test_tests_are_paired_by_seed_and_corrected(tmp_path):
     found = student_entropy(two_methods(tmp_path, lines))
     raw = stats.ttest_rel(np.array(values["ea_kd"]), np.array(values["kd"])).pvalue
     # Slope and last spread are both proportional to the values: equal p, twice as large after Holm.
-    assert found.tests["slope.ea_kd"] == pytest.approx(2 * raw, rel=1e-4)
-    assert found.tests["spread.last.ea_kd"] == pytest.approx(2 * raw, rel=1e-4)
+    assert found.tests["slope.ea_kd-kd"] == pytest.approx(2 * raw, rel=1e-4)
+    assert found.tests["spread.last.ea_kd-kd"] == pytest.approx(2 * raw, rel=1e-4)
     assert "EA-KD, trend of the spread over the run against KD: -0.4" in " ".join(found.notes)
 
 
@@ -143,7 +143,7 @@ def test_divergence_is_free_of_weights(tmp_path):
         assert found.numbers[f"kld.{name}"] == pytest.approx(5.5 / 4)
         assert found.numbers[f"accuracy.{name}"] == pytest.approx(40)
     assert found.panels["kld"].log == "y" and found.panels["accuracy"].log == ""
-    assert found.tests["kld.ea_kd"] == 1.0  # equal runs
+    assert found.tests["kld.ea_kd-kd"] == 1.0  # equal runs
 
 
 def test_epochs_that_some_seed_lacks_are_left_out(tmp_path):
