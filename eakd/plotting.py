@@ -119,10 +119,15 @@ def new_figure(width: float, height: float) -> Figure:
 def lay_out(figure: Figure) -> None:
     """Place everything, once: otherwise each format does it again, with other widths of letters."""
     import matplotlib
+    from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
     with matplotlib.rc_context({"figure.constrained_layout.use": False}):
         figure.set_layout_engine(None)  # "none" keeps a stand-in that costs one more drawing
+    # The layout's solver adds in an order that changes from call to call: its last digits do too.
+    for axes in figure.axes:
+        ends = axes.get_position(original=True).extents.round(6)
+        axes.set_position(Bbox.from_extents(*ends), which="original")
 
 
 def width_of(value: object) -> float:

@@ -123,6 +123,23 @@ def test_every_kind_of_panel_is_drawn_in_every_format():
         assert draw(one).get_figwidth() == 3.25
 
 
+def test_the_same_result_is_the_same_picture_each_time():
+    """The layout's solver adds in another order each time; its last digits must not be seen."""
+    noise = np.random.default_rng(0)
+    lines = {
+        str(i): Panel(f"title {i}", "epoch", "nats", (Series("kd", np.arange(9.0), row),))
+        for i, row in enumerate(noise.normal(size=(7, 9)))
+    }
+    photos = noise.integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    pictures = {
+        name: Panel(name, pictures=photos, captions=tuple(f"{name}\nH_T 0.{i}" for i in range(9)))
+        for name in ("highest", "lowest")
+    }
+    with style():
+        found = {image(draw(Result({**lines, **pictures}, columns=3)), "svg") for _ in range(6)}
+    assert len(found) == 1
+
+
 def test_pictures_are_legible_and_embed_their_fonts():
     with style():
         figure = draw(everything())
