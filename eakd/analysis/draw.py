@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -125,7 +126,7 @@ def _panel(
 def _wrapped(text: str, room: float) -> str:
     """In lines about as long as each other that fit beside an axis of so many inches."""
     longest = max(12, int(room / LETTER))
-    text = text.replace(" = ", "\u00a0=\u00a0")  # stays together
+    text = re.sub(" ([=<]) ", "\u00a0\\1\u00a0", text)  # stays together
     count = len(textwrap.wrap(text, longest, break_long_words=False))
     widths = range(len(text) // max(count, 1), longest + 1)
     found = (textwrap.wrap(text, width, break_long_words=False) for width in widths if width)
