@@ -203,7 +203,7 @@ def run_regions(run: Run, networks: Networks, images: int) -> Found:
             opened = open_run(made, run.directory, networks.compute, weighting, "runs")
         except UserError as error:
             if str(error).startswith(f"{weights}: "):
-                raise Unusable(f"{error}; retrain=true replaces it") from error
+                raise Unusable(f"{error}; delete the run and train it again") from error
             raise
         distiller, data = opened
         progress = Progress(made.seed, run.epochs, 0)

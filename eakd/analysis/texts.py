@@ -112,7 +112,9 @@ class Texts(Opening):
             model = load_model(folder, "runs", trusts_code(run_config(run, LANGUAGE).student))
         except UserError as error:
             reason = str(error).removeprefix("runs: ")
-            raise Unusable(f"{folder}: damaged ({reason}); retrain=true replaces it") from error
+            raise Unusable(
+                f"{folder}: damaged ({reason}); delete it, and retrain=true trains its run again"
+            ) from error
         return model.requires_grad_(False).to(self.compute.device)
 
     def teacher(self, run: Run) -> nn.Module:
