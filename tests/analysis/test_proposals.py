@@ -231,7 +231,7 @@ def test_damaged_weights_leave_one_run_out(detectors, tmp_path):
     (runs[0].directory / "last.safetensors").write_bytes(b"nonsense")
     result = proposals(runs, output_root=str(tmp_path), count=1, device="cpu")
     assert result.about["seeds"] == [1]
-    assert any("retrain=true" in note and str(runs[0].directory) in note for note in result.notes)
+    assert any("train it again" in note and str(runs[0].directory) in note for note in result.notes)
     (runs[1].directory / "last.safetensors").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"last.safetensors: .*delete the run and train it again"):
         proposals(runs, output_root=str(tmp_path), count=1, device="cpu")
