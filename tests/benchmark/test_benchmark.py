@@ -29,6 +29,7 @@ SMALL = ["teacher=resnet8", "student=resnet8", "batch_size=4", "image_size=16", 
 METHODS = ["kd", "ctkd", "dkd", "kd_ls", "dkd_ls", "mld", "mld_ls", "reviewkd", "fcfd"]
 
 
+@pytest.mark.slow
 def test_it_measures_four_loops(tmp_path):
     output = tmp_path / "speed.json"
     text = benchmark(compose([*SMALL, "rounds=2", f"output={output}"], "benchmark"))

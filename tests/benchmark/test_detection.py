@@ -22,6 +22,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_it_measures_five_loops(tmp_path):
     output = tmp_path / "speed.json"
     words = [*SMALL, "distiller=detection/kd", f"output={output}"]

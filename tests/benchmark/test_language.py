@@ -31,6 +31,7 @@ def texts():
     return config, language.load_data(config), build_compute(config)
 
 
+@pytest.mark.slow
 def test_it_measures_training_memory_and_answers(tmp_path):
     output = tmp_path / "speed.json"
     words = [*SMALL, "distiller=language/kd", "precision=bf16", "table=true", f"output={output}"]

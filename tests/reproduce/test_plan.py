@@ -33,7 +33,12 @@ def plan_of(name, tmp_path, **settings):
 
 
 @pytest.mark.parametrize(
-    ("protocol", "scale"), [("authors", "paper"), ("common", "short"), ("authors", "smoke")]
+    ("protocol", "scale"),
+    [
+        ("authors", "paper"),
+        pytest.param("common", "short", marks=pytest.mark.slow),
+        pytest.param("authors", "smoke", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("name", table_names())
 def test_planned_directories_are_those_of_the_command_lines(name, scale, protocol, tmp_path):
