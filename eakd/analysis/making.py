@@ -33,8 +33,8 @@ from eakd.workers import in_processes
 log = logging.getLogger(__name__)
 
 SMALL = 60_000  # bytes of a picture in a document, as far as it stays legible
-# Dots an inch and colours, the first that are small enough.
-SMALLER = ((110, 64), (110, 32), (100, 32), (90, 32), (80, 24))
+COLOURS = 64  # fewer, and the marks of two classes have one colour
+SMALLER = (110, 100, 90, 80)  # dots an inch, the first that are small enough
 
 
 @dataclass(frozen=True)
@@ -265,10 +265,10 @@ def small_png(result: Result, width: float | None = None) -> bytes:
 
     with style():
         figure = draw(result, width)
-        for dots, colours in SMALLER:
+        for dots in SMALLER:
             picture = Image.open(io.BytesIO(image(figure, "png", dpi=dots))).convert("RGB")
             buffer = io.BytesIO()
-            picture.quantize(colours).save(buffer, format="png", optimize=True)
+            picture.quantize(COLOURS).save(buffer, format="png", optimize=True)
             if buffer.tell() <= SMALL:
                 break
     return buffer.getvalue()
