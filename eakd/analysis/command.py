@@ -161,25 +161,29 @@ def plans_of(figures: Sequence[Figure], config: DictConfig) -> dict[str, Plan]:
     composed: Composed = {}
     plans = {}
     for each in figures:
-        moments = moments_of(each.settings_with(groups_of(config)))
-        key = repr((each.runs, each.control, {"samples", "snapshots"} & {*each.needs}, moments))
-        if key in known:
-            table = replace(known[key].table, name=f"figure {each.name}", title=each.title)
-            plans[each.name] = replace(known[key], table=table)
-        else:
-            plans[each.name] = known[key] = plan_of(each, config, composed)
+        # What a run records is no part of it, and so added to the plan that figures share.
+        key = repr((each.runs, each.control))
+        if key not in known:
+            known[key] = _plan_of_runs(each, config, composed)
+        table = replace(known[key].table, name=f"figure {each.name}", title=each.title)
+        plans[each.name] = _recorded(each, replace(known[key], table=table), config)
     return plans
 
 
-def plan_of(figure: Figure, config: DictConfig, composed: Composed | None = None) -> Plan:
-    """The runs of one figure.
-
-    Args:
-        composed: see `make_plan`.
+def plan_of(figure: Figure, config: DictConfig) -> Plan:
+    """The runs of one figure, which record what it needs.
 
     Raises:
         UserError: a figure of any runs, which must be named.
     """
+    return _recorded(figure, _plan_of_runs(figure, config, None), config)
+
+
+def _recorded(figure: Figure, plan: Plan, config: DictConfig) -> Plan:
+    return recording(plan, figure.needs, moments_of(figure.settings_with(groups_of(config))))
+
+
+def _plan_of_runs(figure: Figure, config: DictConfig, composed: Composed | None) -> Plan:
     if not figure.runs:
         raise UserError(f"runs: found no value, give one for figure={figure.name}: runs=DIRECTORY")
     pairs = plain(config.pairs)
@@ -189,8 +193,7 @@ def plan_of(figure: Figure, config: DictConfig, composed: Composed | None = None
         raise UserError(f"pairs: found {len(pairs)} pairs, allowed is one pair for a figure")
     if config.seeds is None and config.scale == "smoke" and "seeds" not in figure.runs:
         config = OmegaConf.merge(config, {"seeds": SMOKE_SEEDS})
-    plan = plan_as_typed(figure.table(pairs, config.control), config, composed)
-    return recording(plan, figure.needs, moments_of(figure.settings_with(groups_of(config))))
+    return plan_as_typed(figure.table(pairs, config.control), config, composed)
 
 
 def finished(plan: Plan, states: dict[Path, State]) -> Runs:

@@ -116,7 +116,8 @@ def _result(
     notes += runs.left_out
     if plan is not None:
         notes += missing_seeds(usable, plan)
-    again = sum(FOLDER in run.directory.parts for run in usable)
+    second = Path(request.output_root) / FOLDER
+    again = sum(second in run.directory.parents for run in usable)
     if again:
         notes.append(f"{again} of {len(usable)} runs were trained again for what they record.")
     made_from = {

@@ -240,21 +240,31 @@ def teacher_file(run: Run) -> Path:
     Raises:
         UserError: the run has none, the file is not there, or it is another than the run's.
     """
-    if not run.teacher:
-        raise UserError(
-            f"runs: found method {run.method}, allowed for this figure is a method with a teacher"
-        )
+    check_has_teacher(run)
     config = run_config(run)
     root, name = Path(config.checkpoint_root), config.teacher.name
     # No entry of the manifest: what the run learned from was there, and nothing is downloaded.
     path = find_checkpoint(config.teacher.checkpoint, config.data.name, name, root, entry={})
-    wanted = run.summary.get("teacher_digest")
-    if wanted not in (None, found := weights_digest(path)):
+    check_is_its_teacher(run, path, weights_digest(path))
+    return path
+
+
+def check_has_teacher(run: Run) -> None:
+    """Raise `UserError` for a run without a teacher."""
+    if not run.teacher:
         raise UserError(
-            f"{path}: found another teacher ({found[:12]}) than {run.directory} learned from "
+            f"runs: found method {run.method}, allowed for this figure is a method with a teacher"
+        )
+
+
+def check_is_its_teacher(run: Run, path: Path, digest: str) -> None:
+    """Raise `UserError` unless the run learned from what lies at ``path``, as far as it tells."""
+    wanted = run.summary.get("teacher_digest")
+    if wanted not in (None, digest):
+        raise UserError(
+            f"{path}: found another teacher ({digest[:12]}) than {run.directory} learned from "
             f"({wanted[:12]})"
         )
-    return path
 
 
 def epochs_of(run: Run, snapshots: Sequence[float]) -> list[int]:

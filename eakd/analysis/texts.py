@@ -14,7 +14,13 @@ from torch import nn
 
 from eakd.analysis.answers import weighting_of
 from eakd.analysis.cache import remembered
-from eakd.analysis.networks import Opening, Unusable, run_config
+from eakd.analysis.networks import (
+    Opening,
+    Unusable,
+    check_has_teacher,
+    check_is_its_teacher,
+    run_config,
+)
 from eakd.analysis.runs import LANGUAGE, Run
 from eakd.errors import UserError, check_choice
 from eakd.language.batches import TextData
@@ -181,17 +187,9 @@ def teacher_folder(run: Run) -> Path:
     Raises:
         UserError: the run has none, it is not there, or it is another than the run's.
     """
-    if not run.teacher:
-        raise UserError(
-            f"runs: found method {run.method}, allowed for this figure is a method with a teacher"
-        )
+    check_has_teacher(run)
     path = find_teacher(run_config(run, LANGUAGE), download=False)
-    wanted = run.summary.get("teacher_digest")
-    if wanted not in (None, found := directory_digest(path)):
-        raise UserError(
-            f"{path}: found another teacher ({found[:12]}) than {run.directory} learned from "
-            f"({wanted[:12]})"
-        )
+    check_is_its_teacher(run, path, directory_digest(path))
     return path
 
 
