@@ -52,6 +52,8 @@ def test_figures_from_nothing_and_again(tmp_path):
     figure(tmp_path, "figure=3", *SMALL, "retrain=true")
     (again,) = tmp_path.glob("outputs/retrained/*/*/ea_kd/seed0-*")
     assert (again / "dynamics.jsonl").read_bytes() == recorded
+    caption = (tmp_path / "outputs" / "figures" / "3-authors-smoke" / "caption.md").read_text()
+    assert "1 of 3 runs were trained again" in caption
     assert not (kept / "dynamics.jsonl").exists()
 
 
